@@ -83,7 +83,7 @@ class SpikeBertConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     initializer_range: float | int = 0.02
     embedding_initializer_range: float | int = 0.02
-    layer_norm_eps: float | int = 1e-12
+    layer_norm_eps: float | int = 1e-5
     pad_token_id: int | None = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -101,7 +101,6 @@ class SpikeBertConfig(PreTrainedConfig):
             "input_encoding": "sign",
             "mask_padding": False,
             "embedding_initializer_range": 1.0,
-            "layer_norm_eps": 1e-5,
         }
         return cls(**(published | overrides))
 

@@ -291,7 +291,6 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
                 config.max_position_embeddings if positions is None else positions.num_embeddings - first_position
             ),
             "type_vocab_size": 0 if types is None else types.num_embeddings,
-            "layer_norm_eps": getattr(config, "layer_norm_eps", 1e-12),
             "initializer_range": config.initializer_range,
             "pad_token_id": config.pad_token_id,
             "problem_type": config.problem_type,
@@ -338,7 +337,7 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(

@@ -1,0 +1,4 @@
+from .metrics import accuracy_metrics
+from .texts import DataError, LabelledText, load_labelled, load_unlabelled, tokenize
+
+__all__ = ["DataError", "LabelledText", "accuracy_metrics", "load_labelled", "load_unlabelled", "tokenize"]

@@ -1,0 +1,4 @@
+from .arguments import DistillationTrainingArguments
+from .trainer import DistillationTrainer
+
+__all__ = ["DistillationTrainer", "DistillationTrainingArguments"]

@@ -1,0 +1,67 @@
+"""Learned maps from the student's states to the teacher's. They belong to training, not to the released model."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+ATTRIBUTE = "distillation_projections"
+
+
+def uniform_layer_map(num_student_layers: int, num_teacher_layers: int) -> list[int]:
+    """The teacher's layer for each student layer, counted from 1, evenly spread and ending at the teacher's last.
+
+    The published choice, every `12 // depth`-th layer from the first, never reaches the last one at depth 6.
+    """
+    return [max(1, round(i * num_teacher_layers / num_student_layers)) for i in range(1, num_student_layers + 1)]
+
+
+class FeatureProjections(nn.Module):
+    """One `LayerNorm(Linear(state))` a student layer, as published, and one Linear for embeddings if widths differ.
+
+    `attach` makes it a submodule of the student: so it is trained, clipped, moved, wrapped and synchronised like the
+    student's own weights, and runs inside the student's forward. `save_pretrained` leaves it out.
+
+    Args:
+        num_layers: number of mapped layers.
+        student_size: width of the student.
+        teacher_size: width of the teacher.
+    """
+
+    def __init__(self, num_layers: int, student_size: int, teacher_size: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(student_size, teacher_size), nn.LayerNorm(teacher_size)) for _ in range(num_layers)
+        )
+        self.embeddings = (
+            nn.Identity() if student_size == teacher_size else nn.Linear(student_size, teacher_size, bias=False)
+        )
+        self._handle: Any = None
+
+    def attach(self, student: PreTrainedModel) -> None:
+        previous = getattr(student, ATTRIBUTE, None)
+        if previous is not None:
+            previous.detach(student)
+        self.to(student.device)
+        setattr(student, ATTRIBUTE, self)
+        student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) | self._saved_names()
+        self._handle = student.register_forward_hook(self._project, with_kwargs=True)
+
+    def detach(self, student: PreTrainedModel) -> None:
+        self._handle.remove()
+        delattr(student, ATTRIBUTE)
+        student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) - self._saved_names()
+
+    def _saved_names(self) -> set[str]:
+        return {f"{ATTRIBUTE}.{name}" for name in self.state_dict()}
+
+    def _project(self, student: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
+        if outputs.hidden_states is not None:
+            word_embeddings = student.get_input_embeddings()(kwargs["input_ids"])
+            outputs["projected_states"] = self(outputs.hidden_states[1:], word_embeddings)
+        return outputs
+
+    def forward(self, hidden_states: tuple[Tensor, ...], word_embeddings: Tensor) -> tuple[Tensor, ...]:
+        """Projected word embeddings, then the projected states: `[B, L, teacher_size]` each."""
+        states = [layer(state) for layer, state in zip(self.layers, hidden_states, strict=True)]
+        return (self.embeddings(word_embeddings), *states)

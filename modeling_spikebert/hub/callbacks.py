@@ -1,0 +1,24 @@
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.dynamic_module_utils import custom_object_save
+
+
+class CodeFilesCallback(TrainerCallback):
+    """Puts the model's code files into the output folder before the first push.
+
+    While it trains, the Trainer pushes config and weights from there, but the code only at the end; until then the
+    repository could not be loaded.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args.push_to_hub and state.is_world_process_zero:
+            assert args.output_dir is not None
+            custom_object_save(model, args.output_dir)
