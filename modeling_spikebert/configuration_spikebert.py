@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of SpikeBERT models."""
 
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -54,7 +55,7 @@ class SpikeBertConfig(PreTrainedConfig):
         pad_token_id: id of the padding token.
 
     Raises:
-        ValueError: a value is impossible; the message names the field.
+        StrictDataclassError: a value is impossible; the message names the field.
     """
 
     model_type = "spikebert"
@@ -116,6 +117,8 @@ class SpikeBertConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not self.num_labels:
+            raise ValueError("`num_labels` must be at least 1, got 0.")
         if self.type_vocab_size < 0:
             raise ValueError(f"`type_vocab_size` must not be negative, got {self.type_vocab_size}.")
         if self.hidden_size % self.num_attention_heads:
@@ -128,21 +131,27 @@ class SpikeBertConfig(PreTrainedConfig):
             )
 
     def validate_neurons(self) -> None:
-        if not self.tau >= 1:
-            raise ValueError(f"`tau` must be at least 1 (time steps), got {self.tau}.")
+        if not 1 <= self.tau < math.inf:
+            raise ValueError(f"`tau` must be at least 1 (time steps) and finite, got {self.tau}.")
         rest = self.v_reset or 0.0
         for name in ("v_threshold", "attention_v_threshold"):
-            if not getattr(self, name) > rest:
-                raise ValueError(f"`{name}` must lie above the resting potential {rest}, got {getattr(self, name)}.")
+            if not rest < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"`{name}` must be finite and lie above the resting potential {rest}, got {getattr(self, name)}."
+                )
         for name in ("attention_scale", "surrogate_alpha"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}.")
         if self.surrogate not in SURROGATES:
             raise ValueError(f"`surrogate` must be one of {sorted(SURROGATES)}, got {self.surrogate!r}.")
         if self.shortcut == "spike" and self.input_encoding == "current":
             raise ValueError(
                 "`input_encoding` must be 'sign' with `shortcut='spike'`: a sum of spikes has to begin with spikes."
             )
+
+    def validate_problem_type(self) -> None:
+        if self.problem_type not in (None, "regression", "single_label_classification", "multi_label_classification"):
+            raise ValueError(f"`problem_type` must be one of BERT's three or None, got {self.problem_type!r}.")
 
     def validate_rates(self) -> None:
         for name in ("hidden_dropout_prob", "classifier_dropout"):

