@@ -8,7 +8,8 @@
         --student_config '{"num_hidden_layers": 6}' --train_file text.parquet --output_dir runs/stage1
     # stage 2, on the task
     accelerate launch examples/run_distillation.py --stage task --teacher runs/teacher \
-        --model_name_or_path runs/stage1 --train_file train.csv --validation_file validation.csv --output_dir runs/student
+        --model_name_or_path runs/stage1 --output_dir runs/student \
+        --train_file train.csv --validation_file validation.csv
 
 All options may stand in one json or yaml file instead: `run_distillation.py recipe.yaml`. Data are csv, json lines or
 parquet files, or splits on the Hub (`name:split`). After an interruption, add `--resume_from_checkpoint FOLDER`.

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from modeling_spikebert.configuration_spikebert import SpikeBertConfig
 
-torch.set_num_threads(1)  # for tensors this small further threads only cost time
 
 SIZES = {
     "vocab_size": 64,

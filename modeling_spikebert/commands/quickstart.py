@@ -48,12 +48,12 @@ class QuickstartArguments:
     label_column: str = field(default="label", metadata={"help": "Column of the label."})
     output_dir: str = field(default="runs/quickstart", metadata={"help": "The run folder; must be new or empty."})
     num_hidden_layers: int = field(default=3, metadata={"help": "Depth of the student."})
-    num_time_steps: int = field(default=4, metadata={"help": "Time steps of the student."})
+    num_time_steps: int = field(default=2, metadata={"help": "Time steps of the student."})
     max_length: int = field(default=48, metadata={"help": "Longest sentence, in tokens."})
     batch_size: int = field(default=32, metadata={"help": "Sentences in a step."})
-    teacher_steps: int = field(default=120, metadata={"help": "Optimiser steps that fine-tune the teacher."})
-    general_steps: int = field(default=60, metadata={"help": "Optimiser steps of stage 1."})
-    task_steps: int = field(default=120, metadata={"help": "Optimiser steps of stage 2."})
+    teacher_steps: int = field(default=100, metadata={"help": "Optimiser steps that fine-tune the teacher."})
+    general_steps: int = field(default=50, metadata={"help": "Optimiser steps of stage 1."})
+    task_steps: int = field(default=90, metadata={"help": "Optimiser steps of stage 2."})
     teacher_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the teacher."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the students. Published: 5e-4."})
     seed: int = field(default=0, metadata={"help": "Seed of weights and of the order of sentences."})
@@ -71,8 +71,10 @@ def main(arguments: list[str]) -> None:
     try:
         (args,) = parser.parse_args_into_dataclasses(arguments)
         run(args)
-    except (DataError, ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError) as error:
         sys.exit(f"spikebert quickstart: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\nspikebert quickstart: interrupted; {args.output_dir} keeps the checkpoints written so far.")
 
 
 def run(args: QuickstartArguments) -> dict[str, Any]:
@@ -102,6 +104,11 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
         "data_collator": DataCollatorWithPadding(tokenizer),
     }
 
+    sizes = {"num_hidden_layers": args.num_hidden_layers, "num_time_steps": args.num_time_steps}
+    config = SpikeBertModel.from_teacher(teacher, **sizes).config  # an unfit teacher is refused before any training
+    if args.max_length > config.max_position_embeddings:
+        raise ValueError(f"--max-length {args.max_length} exceeds the {config.max_position_embeddings} positions.")
+
     _say(f"1/4  Fine-tuning the teacher: {teacher.config.num_hidden_layers} layers, {teacher.config.hidden_size} wide")
     options = _options(args, args.teacher_steps, args.teacher_learning_rate)
     finetuning = Trainer(
@@ -112,11 +119,10 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
         **data,
     )
     finetuning.train()
+    finetuning.save_model()
 
     _say("2/4  Training a student without a teacher, for as many steps as both stages take together")
-    sizes = {"num_hidden_layers": args.num_hidden_layers, "num_time_steps": args.num_time_steps}
     set_seed(args.seed)
-    config = SpikeBertModel.from_teacher(teacher, **sizes).config
     alone = Trainer(
         SpikeBertForSequenceClassification(config),
         TrainingArguments(
@@ -239,6 +245,7 @@ def _options(args: QuickstartArguments, steps: int, learning_rate: float) -> dic
         "logging_steps": max(1, steps // 20),
         "save_steps": 0.5,
         "save_total_limit": 1,
+        "save_only_model": True,
         "report_to": [],
         "seed": args.seed,
     }

@@ -33,7 +33,7 @@ def load_labelled(train: str, validation: str, text_column: str = "text", label_
     """Reads two files or Hub splits of a classification task.
 
     Args:
-        train: a csv, json lines or parquet file, or `name:split` or `name/config:split` of a data set on the Hub.
+        train: a csv, json lines or parquet file, or `name:split` or `name:config:split` of a data set on the Hub.
         validation: the same; it must use the labels of `train`.
         text_column: column of the text.
         label_column: column of the label, integers or strings.
@@ -100,14 +100,23 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
             raise DataError(f"{source}: no such file.")
         if not Path(source).stat().st_size:
             raise DataError(f"{source}: the file is empty.")
+        # In a csv a text "null", "NA" or "12" is text as well; pandas would read a missing value or a number.
+        options: dict[str, Any] = {"keep_default_na": False, "converters": {text_column: str}}
         try:
-            table = load_dataset(FILE_TYPES[suffix], data_files=source, split="train")
+            table = load_dataset(
+                FILE_TYPES[suffix], data_files=source, split="train", **(options if suffix == ".csv" else {})
+            )
         except Exception as error:  # the readers raise errors of many types
             cause = error.__cause__ or error
+            if "corresponds to no data" in str(cause):
+                raise DataError(f"{source}: there are no rows.") from error
             raise DataError(f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}") from error
     elif ":" in source:
-        name, split = source.rsplit(":", 1)
-        table = load_dataset(*name.split("#"), split=split)
+        *name, split = source.split(":")
+        try:
+            table = load_dataset(*name, split=split)
+        except Exception as error:
+            raise DataError(f"{source}: cannot be loaded from the Hub: {error}") from error
     else:
         raise DataError(
             f"{source}: neither a file of type {', '.join(FILE_TYPES)} nor a split of a Hub data set (name:split)."
@@ -125,16 +134,20 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
 
 
 def _label_names(table: Dataset, label_column: str, source: str) -> list[str]:
-    feature = table.features[label_column]
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    labels = table[label_column]
-    wrong = [row for row, label in enumerate(labels) if not isinstance(label, (int, str)) or label == ""]
+    feature, labels = table.features[label_column], table[label_column]
+    known = range(len(feature.names)) if isinstance(feature, ClassLabel) else None  # -1 and None are without label
+    wrong = [
+        row
+        for row, label in enumerate(labels)
+        if not isinstance(label, (int, str)) or label == "" or (known is not None and label not in known)
+    ]
     if wrong:
         raise DataError(
             f"{source}: labels in {label_column!r} must be integers or strings, not {labels[wrong[0]]!r} "
             f"({_rows(wrong)})."
         )
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
     if len(set(labels)) < 2:
         raise DataError(f"{source}: all rows have the label {labels[0]!r}; at least two labels are needed.")
     return [str(label) for label in sorted(set(labels))]
@@ -143,7 +156,8 @@ def _label_names(table: Dataset, label_column: str, source: str) -> list[str]:
 def _label_strings(table: Dataset, label_column: str) -> list[str]:
     feature = table.features[label_column]
     if isinstance(feature, ClassLabel):
-        return [feature.int2str(label) for label in table[label_column]]
+        names = dict(enumerate(feature.names))
+        return [names.get(label, str(label)) for label in table[label_column]]
     return [str(label) for label in table[label_column]]
 
 

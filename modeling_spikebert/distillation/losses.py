@@ -63,12 +63,12 @@ def logit_loss(logits: Tensor, teacher_logits: Tensor, temperature: float, probl
         logits: of the student, `[B, C]`.
         teacher_logits: `[B, C]`.
         temperature: softens both distributions; 1 in the published script.
-        problem_type: of the config.
+        problem_type: of the config; None means one label, or regression if there is one logit.
 
     Returns:
         `[B]`.
     """
-    if problem_type == "regression":
+    if problem_type == "regression" or (problem_type is None and logits.shape[-1] == 1):
         return F.mse_loss(logits, teacher_logits, reduction="none").mean(-1)
     student, teacher = logits / temperature, teacher_logits / temperature
     if problem_type == "multi_label_classification":

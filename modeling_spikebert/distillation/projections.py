@@ -26,15 +26,16 @@ class FeatureProjections(nn.Module):
         num_layers: number of mapped layers.
         student_size: width of the student.
         teacher_size: width of the teacher.
+        embedding_size: width of the teacher's word embeddings, smaller than `teacher_size` in ELECTRA-small.
     """
 
-    def __init__(self, num_layers: int, student_size: int, teacher_size: int):
+    def __init__(self, num_layers: int, student_size: int, teacher_size: int, embedding_size: int):
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(student_size, teacher_size), nn.LayerNorm(teacher_size)) for _ in range(num_layers)
         )
         self.embeddings = (
-            nn.Identity() if student_size == teacher_size else nn.Linear(student_size, teacher_size, bias=False)
+            nn.Identity() if student_size == embedding_size else nn.Linear(student_size, embedding_size, bias=False)
         )
         self._handle: Any = None
 
@@ -42,7 +43,7 @@ class FeatureProjections(nn.Module):
         previous = getattr(student, ATTRIBUTE, None)
         if previous is not None:
             previous.detach(student)
-        self.to(student.device)
+        self.to(student.device, student.dtype)
         setattr(student, ATTRIBUTE, self)
         student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) | self._saved_names()
         self._handle = student.register_forward_hook(self._project, with_kwargs=True)
@@ -56,12 +57,13 @@ class FeatureProjections(nn.Module):
         return {f"{ATTRIBUTE}.{name}" for name in self.state_dict()}
 
     def _project(self, student: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
-        if outputs.hidden_states is not None:
+        if kwargs.get("output_projections"):  # the trainer asks for them; other callers see the plain student
             word_embeddings = student.get_input_embeddings()(kwargs["input_ids"])
-            outputs["projected_states"] = self(outputs.hidden_states[1:], word_embeddings)
+            # A plain dict: DDP takes outputs apart and rebuilds them, and a ModelOutput refuses further fields there.
+            outputs = {**outputs, "projected_states": self(outputs.hidden_states[1:], word_embeddings)}
         return outputs
 
     def forward(self, hidden_states: tuple[Tensor, ...], word_embeddings: Tensor) -> tuple[Tensor, ...]:
-        """Projected word embeddings, then the projected states: `[B, L, teacher_size]` each."""
+        """Projected word embeddings `[B, L, embedding_size]`, then projected states, `[B, L, teacher_size]` each."""
         states = [layer(state) for layer, state in zip(self.layers, hidden_states, strict=True)]
         return (self.embeddings(word_embeddings), *states)

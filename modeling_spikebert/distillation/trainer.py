@@ -60,7 +60,9 @@ class DistillationTrainer(Trainer):
         self.layer_map = check_layer_map(
             args.layer_map, model.config.num_hidden_layers, teacher.config.num_hidden_layers
         )
-        self.projections = FeatureProjections(len(self.layer_map), model.config.hidden_size, teacher.config.hidden_size)
+        self.projections = FeatureProjections(
+            len(self.layer_map), model.config.hidden_size, teacher.config.hidden_size, embedding_table(teacher).shape[1]
+        )
         self.projections.attach(model)
         if args.initial_projections is not None:
             self._load_projections(args.initial_projections)
@@ -88,7 +90,7 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         labels = inputs.get("labels")
         student_inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**student_inputs, output_hidden_states=True)
+        outputs = model(**student_inputs, output_hidden_states=True, output_projections=True, return_dict=True)
         with torch.no_grad(), self.accelerator.autocast():
             teacher_outputs = self.teacher(
                 **{name: value for name, value in inputs.items() if name in self._teacher_inputs},
@@ -119,15 +121,15 @@ class DistillationTrainer(Trainer):
         if weights["embeddings"]:
             targets = self.teacher.get_input_embeddings()(ids)
             losses["embeddings"] = embedding_loss(word_embeddings, targets, token_mask, self._teacher_variance)
-        if weights.get("logits"):
-            losses["logits"] = logit_loss(
-                outputs.logits, teacher_outputs.logits, self.args.temperature, self._config.problem_type
-            )
-        if weights.get("cross_entropy"):
+        if weights.get("cross_entropy"):  # first: the labels may fill in the problem type
             if labels is None:
                 raise ValueError("The batch has no labels. Add them, or set cross_entropy_weight=0.")
             losses["cross_entropy"] = (
-                classification_losses(outputs.logits, labels, self._config).reshape(len(ids), -1).mean(1)
+                classification_losses(outputs["logits"], labels, self._config).reshape(len(ids), -1).mean(1)
+            )
+        if weights.get("logits"):
+            losses["logits"] = logit_loss(
+                outputs["logits"], teacher_outputs.logits, self.args.temperature, self._config.problem_type
             )
         return losses
 
@@ -152,6 +154,11 @@ class DistillationTrainer(Trainer):
             if name != "total":
                 sums[name] += value.detach().sum()
         sums["sentences"] += len(losses["total"])
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().predict(*args, **kwargs)
+        self._sums["eval"].clear()  # prediction logs nothing, and the next evaluation must not log its losses
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each loss of the stage (unweighted, mean over the sentences since the last log) to the Trainer's log."""
@@ -199,6 +206,8 @@ class DistillationTrainer(Trainer):
             )
         try:
             self.projections.load_state_dict(safetensors.torch.load_file(file))
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
         except RuntimeError as error:
             raise ValueError(f"{file} has projections of other layers or widths than this training: {error}") from error
 
@@ -218,7 +227,8 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
 
 def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, stage: str) -> None:
     config, name = teacher.config, type(teacher).__name__
-    if config.is_encoder_decoder or is_causal(config) or not hasattr(config, "num_hidden_layers"):
+    embeddings = getattr(teacher.base_model, "embeddings", None)  # as in from_teacher
+    if config.is_encoder_decoder or is_causal(config) or not hasattr(embeddings, "word_embeddings"):
         raise ValueError(
             f"The teacher must be a BERT-like encoder, got {name} (model_type {config.model_type!r}). Choose a BERT, "
             "RoBERTa, DistilBERT, ELECTRA or MiniLM checkpoint."

@@ -138,7 +138,7 @@ def write_model_card(
     left out.
     """
     evaluations = [entry for entry in trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
-    skipped = ("loss", "runtime", "per_second")
+    skipped = ("loss", "runtime", "per_second", "preparation_time")
     metrics = {
         key.removeprefix("eval_"): value
         for key, value in (evaluations[-1] if evaluations else {}).items()

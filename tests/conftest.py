@@ -1,0 +1,11 @@
+import os
+import tempfile
+
+# Before transformers, datasets and huggingface_hub read them: no network, and caches that go away.
+_cache = tempfile.TemporaryDirectory(prefix="spikebert-tests-")
+os.environ |= {"HF_HOME": _cache.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+import torch  # noqa: E402
+
+# Tiny tensors are many times faster on one thread, and pytest-xdist brings the processes.
+torch.set_num_threads(1)
