@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -39,13 +40,14 @@ from modeling_spikebert import (
 )
 from modeling_spikebert.data import (
     DataError,
+    LabelledText,
     accuracy_metrics,
     load_labelled,
     load_unlabelled,
     match_labels,
     tokenize,
 )
-from modeling_spikebert.distillation import PROJECTIONS_NAME
+from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback
 from modeling_spikebert.hub import CodeFilesCallback
 
 
@@ -67,7 +69,13 @@ class ModelArguments:
         if self.teacher is None and self.model_name_or_path is None:
             raise ValueError("Pass --teacher (distillation), --model_name_or_path (plain fine-tuning), or both.")
         if isinstance(self.student_config, str):
-            self.student_config = json.loads(self.student_config)
+            try:
+                self.student_config = json.loads(self.student_config)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    "--student_config must be json such as "
+                    f"""'{{"num_hidden_layers": 6}}', got {self.student_config!r}."""
+                ) from error
         if self.student_config and self.model_name_or_path is not None:
             raise ValueError("--student_config is for a new student; --model_name_or_path brings its own config.")
 
@@ -103,7 +111,8 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.create_model_card()
+    if not isinstance(trainer, DistillationTrainer):  # it writes a card of its own in save_model
+        trainer.create_model_card()
     trainer.save_model()  # with --push_to_hub it pushes, too
 
 
@@ -117,22 +126,11 @@ def general_stage(
         student = SpikeBertModel.from_teacher(teacher, **(model_args.student_config or {}))
     else:
         student = SpikeBertModel.from_pretrained(model_args.model_name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(model_args.teacher)
-    train, validation = (
-        None
-        if file is None
-        else tokenize(load_unlabelled(file, data_args.text_column), tokenizer, data_args.max_length)
-        for file in (data_args.train_file, data_args.validation_file)
-    )
-    return DistillationTrainer(
-        student,
-        teacher,
-        args,
-        train_dataset=train,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-    )
+    train = load_unlabelled(data_args.train_file, data_args.text_column)
+    validation = None
+    if data_args.validation_file is not None:
+        validation = load_unlabelled(data_args.validation_file, data_args.text_column)
+    return distillation_trainer(model_args, data_args, student, teacher, args, train, validation)
 
 
 def task_stage(
@@ -142,48 +140,78 @@ def task_stage(
     if model_args.model_name_or_path is None:
         student = SpikeBertForSequenceClassification.from_teacher(teacher, **(model_args.student_config or {}))
     else:
-        labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
-        student = SpikeBertForSequenceClassification.from_pretrained(model_args.model_name_or_path, **labels)
+        student = SpikeBertForSequenceClassification.from_pretrained(
+            model_args.model_name_or_path, id2label=teacher.config.id2label, label2id=teacher.config.label2id
+        )
         if args.initial_projections is None and (Path(model_args.model_name_or_path) / PROJECTIONS_NAME).is_file():
             args.initial_projections = model_args.model_name_or_path
     text = match_labels(read_labelled(data_args), teacher.config.id2label)
-    tokenizer = AutoTokenizer.from_pretrained(model_args.teacher)
-    return DistillationTrainer(
+    return distillation_trainer(
+        model_args, data_args, student, teacher, args, text.train, text.validation, compute_metrics=accuracy_metrics
+    )
+
+
+def distillation_trainer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    student: Any,
+    teacher: Any,
+    args: DistillationTrainingArguments,
+    train: Dataset,
+    validation: Dataset | None,
+    **kwargs: Any,
+) -> DistillationTrainer:
+    teacher_tokenizer = AutoTokenizer.from_pretrained(model_args.teacher)
+    tokenizer = teacher_tokenizer
+    if model_args.model_name_or_path is not None:
+        tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    trainer = DistillationTrainer(
         student,
         teacher,
         args,
-        train_dataset=tokenize(text.train, tokenizer, data_args.max_length),
-        eval_dataset=tokenize(text.validation, tokenizer, data_args.max_length),
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=accuracy_metrics,
+        teacher_tokenizer=teacher_tokenizer,
+        **tokenized(train, validation, tokenizer, data_args),
+        **kwargs,
     )
+    if Path(data_args.train_file).is_file():
+        trainer.card_options["dataset"] = Path(data_args.train_file).name
+    else:
+        trainer.card_options["dataset_tags"] = data_args.train_file.split(":")[0]
+    return trainer
 
 
 def fine_tuning(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> Trainer:
     text = read_labelled(data_args)
-    labels = {"id2label": dict(enumerate(text.label_names)), "label2id": {n: i for i, n in enumerate(text.label_names)}}
-    model = AutoModelForSequenceClassification.from_pretrained(model_args.model_name_or_path, **labels)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        model_args.model_name_or_path, ignore_mismatched_sizes=True, **text.label_maps
+    )
     if not isinstance(model, SpikeBertForSequenceClassification):
         model.accepts_loss_kwargs = False  # transformers' own classifiers take num_items_in_batch and do not use it
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
-    trainer = Trainer(
+    args.logging_nan_inf_filter = False  # or a loss that is not finite would be logged as 0
+    return Trainer(
         model,
         args,
-        train_dataset=tokenize(text.train, tokenizer, data_args.max_length),
-        eval_dataset=tokenize(text.validation, tokenizer, data_args.max_length),
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=accuracy_metrics,
+        callbacks=[CodeFilesCallback(), FiniteLossCallback()],
+        **tokenized(text.train, text.validation, tokenizer, data_args),
     )
-    trainer.add_callback(CodeFilesCallback())
-    return trainer
 
 
-def read_labelled(data_args: DataArguments) -> Any:
+def read_labelled(data_args: DataArguments) -> LabelledText:
     if data_args.validation_file is None:
         raise DataError("Pass --validation_file: a model is chosen and measured on text that it was not trained on.")
     return load_labelled(data_args.train_file, data_args.validation_file, data_args.text_column, data_args.label_column)
+
+
+def tokenized(train: Dataset, validation: Dataset | None, tokenizer: Any, data_args: DataArguments) -> dict[str, Any]:
+    """What every trainer needs of data."""
+    return {
+        "train_dataset": tokenize(train, tokenizer, data_args.max_length),
+        "eval_dataset": None if validation is None else tokenize(validation, tokenizer, data_args.max_length),
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+    }
 
 
 if __name__ == "__main__":

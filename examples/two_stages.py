@@ -28,16 +28,15 @@ from modeling_spikebert.data import accuracy_metrics, tokenize
 from modeling_spikebert.data.bundled import bundled_teacher, bundled_tweets
 
 
-def main(folder: Path, steps: int = 100) -> None:
+def main(folder: Path, steps: int = 200) -> None:
     # Text, tokens and a real BERT
     text = bundled_tweets()
-    labels = {"id2label": dict(enumerate(text.label_names)), "label2id": {n: i for i, n in enumerate(text.label_names)}}
     tokenizer = AutoTokenizer.from_pretrained(bundled_teacher())
-    teacher = AutoModelForSequenceClassification.from_pretrained(bundled_teacher(), **labels)
+    teacher = AutoModelForSequenceClassification.from_pretrained(bundled_teacher(), **text.label_maps)
     teacher.accepts_loss_kwargs = False  # it takes num_items_in_batch and does not use it
     train, validation = (tokenize(split, tokenizer, max_length=48) for split in (text.train, text.validation))
     data = {"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)}
-    options = {"max_steps": steps, "per_device_train_batch_size": 32, "warmup_steps": 10, "save_strategy": "no"}
+    options = {"max_steps": steps, "per_device_train_batch_size": 16, "warmup_steps": 10, "save_strategy": "no"}
 
     # The teacher learns the task
     args = TrainingArguments(str(folder / "teacher"), learning_rate=1e-4, **options)
@@ -54,14 +53,13 @@ def main(folder: Path, steps: int = 100) -> None:
     args = DistillationTrainingArguments(
         str(folder / "student"), stage="task", learning_rate=5e-4, initial_projections=str(folder / "stage1"), **options
     )
-    student = SpikeBertForSequenceClassification.from_pretrained(folder / "stage1", **labels)
+    student = SpikeBertForSequenceClassification.from_pretrained(folder / "stage1", **text.label_maps)
     stage2 = DistillationTrainer(
         student, teacher, args, train_dataset=train, eval_dataset=validation, compute_metrics=accuracy_metrics, **data
     )
     stage2.train()
     print(stage2.evaluate())
     stage2.save_model()
-    stage2.create_model_card()
 
     # The folder is a complete checkpoint, laid out like a repository on the Hub
     classify = pipeline("text-classification", model=str(folder / "student"))

@@ -89,6 +89,8 @@ class SpikeBertConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        if self.id2label is not None and self.label2id is None:
+            self.label2id = {str(name): i for i, name in enumerate(self.id2label.values())}
         self.auto_map = dict(AUTO_MAP)
 
     @classmethod
@@ -119,6 +121,10 @@ class SpikeBertConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not self.num_labels:
             raise ValueError("`num_labels` must be at least 1, got 0.")
+        if sorted(self.id2label or ()) != list(range(self.num_labels)):
+            raise ValueError(f"`id2label` must have the keys 0 to {self.num_labels - 1}, got {self.id2label}.")
+        if sorted((self.label2id or {}).values()) != list(range(self.num_labels)):
+            raise ValueError(f"`label2id` must name the labels of `id2label`, {self.id2label}, got {self.label2id}.")
         if self.type_vocab_size < 0:
             raise ValueError(f"`type_vocab_size` must not be negative, got {self.type_vocab_size}.")
         if self.hidden_size % self.num_attention_heads:

@@ -11,10 +11,9 @@ with `shortcut="spike"`, as published, they stand behind it (`output_neuron`), a
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -259,7 +258,7 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=self.config.embedding_initializer_range)
         elif isinstance(module, nn.Linear) and module.bias is not None:
             # As published (torch's default). A token without spikes leaves only the bias, which the LayerNorm behind it
-            # divides by its own spread: with all biases 0 the gradient there is a million times too large.
+            # divides by its own spread. Were all biases 0, gradients there would grow by layer_norm_eps**-0.5 a layer.
             bound = module.in_features**-0.5
             init.uniform_(module.bias, -bound, bound)
 
@@ -267,14 +266,16 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:  # its message names neither the file nor the remedy
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":  # by name: these files import torch and transformers only
+                raise
             raise OSError(
                 f"The weights of {pretrained_model_name_or_path} are damaged ({error}). Copy or download its "
                 "model.safetensors again; if that is a text file of a few lines, run `git lfs pull` in the folder."
             ) from error
 
     @classmethod
-    def from_teacher(cls, teacher: PreTrainedModel, **overrides: Any) -> "SpikeBertPreTrainedModel":
+    def from_teacher(cls, teacher: PreTrainedModel, **overrides: Any) -> Self:
         """Builds a student that fits a BERT-like teacher and starts from its embeddings.
 
         Vocabulary, sizes, labels and problem type are the teacher's; `overrides` are config fields that differ, such
@@ -287,14 +288,9 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the teacher is not such an encoder.
         """
+        check_encoder(teacher)
         config: Any = teacher.config
-        source: Any = getattr(teacher.base_model, "embeddings", None)
-        if getattr(source, "word_embeddings", None) is None or config.is_encoder_decoder or is_causal(config):
-            raise ValueError(
-                "The teacher must be a BERT-like encoder with word embeddings under `embeddings.word_embeddings`, "
-                f"got {type(teacher).__name__} (model_type {config.model_type!r}). Choose a BERT, RoBERTa, DistilBERT, "
-                "ELECTRA or MiniLM checkpoint."
-            )
+        source: Any = teacher.base_model.embeddings
         positions = getattr(source, "position_embeddings", None)
         types = getattr(source, "token_type_embeddings", None)
         # RoBERTa counts positions from padding_idx + 1.
@@ -316,7 +312,7 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             "pad_token_id": config.pad_token_id,
             "problem_type": config.problem_type,
         }
-        if "num_labels" not in overrides:
+        if not overrides.keys() & {"num_labels", "id2label", "label2id"}:
             fields |= {"id2label": config.id2label, "label2id": config.label2id}
         student = cls(SpikeBertConfig(**(fields | overrides)))
 
@@ -576,8 +572,17 @@ def check_labels(logits: Tensor, labels: Tensor, config: SpikeBertConfig) -> Non
             raise ValueError("labels must lie between 0 and 1 for multi_label_classification.")
 
 
-def is_causal(config: Any) -> bool:
-    return bool(getattr(config, "is_decoder", False) or getattr(config, "is_causal", False))
+def check_encoder(teacher: Any) -> None:
+    """Raises a ValueError unless `teacher` is a loaded encoder with BERT's embeddings."""
+    config = getattr(teacher, "config", None)
+    embeddings = getattr(getattr(teacher, "base_model", None), "embeddings", None)
+    decodes = any(getattr(config, name, False) for name in ("is_encoder_decoder", "is_decoder", "is_causal"))
+    if decodes or not hasattr(embeddings, "word_embeddings") or not hasattr(config, "num_attention_heads"):
+        raise ValueError(
+            "The teacher must be a BERT-like encoder with word embeddings under `embeddings.word_embeddings`, got "
+            f"{type(teacher).__name__} (model_type {getattr(config, 'model_type', None)!r}). Load a BERT, RoBERTa, "
+            "DistilBERT, ELECTRA or MiniLM checkpoint with AutoModel.from_pretrained."
+        )
 
 
 # So that `save_pretrained` and `push_to_hub` put these code files beside the weights.

@@ -14,6 +14,7 @@ The spike inside the reset is detached, as published: no gradient flows through 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,7 +48,7 @@ class ATan:
 
 
 # A further surrogate needs a class with the two methods above and a line here; its name is then valid in the config.
-SURROGATES: dict[str, type[ATan]] = {"atan": ATan}
+SURROGATES: dict[str, Callable[[float], Surrogate]] = {"atan": ATan}
 
 
 def _membrane_after_reset(h: Tensor, spikes: Tensor, v_threshold: float, v_reset: float | None) -> Tensor:
@@ -82,10 +83,10 @@ class _LIF(torch.autograd.Function):
         (charged,) = ctx.saved_tensors
         grad_x = torch.empty_like(charged)
         for t in range(charged.shape[0] - 1, -1, -1):
-            overdrive = charged[t] - ctx.v_threshold
+            distance = charged[t] - ctx.v_threshold
             if ctx.v_reset is not None:  # a hard reset cuts the path through time
-                grad_v = grad_v * (overdrive < 0)
-            grad_h = torch.addcmul(grad_v, grad_spikes[t], ctx.surrogate.derivative(overdrive))
+                grad_v = grad_v * (distance < 0)
+            grad_h = torch.addcmul(grad_v, grad_spikes[t], ctx.surrogate.derivative(distance))
             torch.div(grad_h, ctx.tau, out=grad_x[t])
             grad_v = grad_h - grad_x[t]
         return grad_x, grad_v, None, None, None, None

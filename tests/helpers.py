@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from modeling_spikebert.configuration_spikebert import SpikeBertConfig
 
-
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,

@@ -963,7 +963,7 @@ def test_reference_student_without_positions_takes_the_word_embeddings(caplog):
 )  # fmt: skip
 def test_teacher_that_is_no_bert_like_encoder_is_refused(name, fields):
     model = getattr(transformers, name)(getattr(transformers, name.replace("Model", "Config"))(**fields))
-    with pytest.raises(ValueError, match=f"must be a BERT-like encoder .* got {name} .* Choose a BERT, RoBERTa"):
+    with pytest.raises(ValueError, match=f"must be a BERT-like encoder .* got {name} .* Load a BERT, RoBERTa"):
         SpikeBertModel.from_teacher(model)
 
 
@@ -1008,8 +1008,8 @@ def test_impossible_config_value_raises_with_the_name_of_its_field(field, value)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"v_reset": 1.0}, "`v_threshold` must lie above the resting potential 1.0, got 1.0"),
-        ({"v_reset": 0.5}, "`attention_v_threshold` must lie above the resting potential 0.5, got 0.5"),
+        ({"v_reset": 1.0}, "`v_threshold` must be finite and lie above the resting potential 1.0, got 1.0"),
+        ({"v_reset": 0.5}, "`attention_v_threshold` must be finite and lie above the resting potential 0.5, got 0.5"),
         ({"v_reset": math.nan}, "resting potential nan"),
         ({"shortcut": "spike"}, "`input_encoding` must be 'sign' with `shortcut='spike'`"),
         ({"num_attention_heads": 5}, r"`num_attention_heads` \(5\) must divide `hidden_size` \(32\)"),

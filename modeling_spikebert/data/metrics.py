@@ -6,7 +6,7 @@ import numpy as np
 from transformers import EvalPrediction
 
 
-class Accuracy(evaluate.Metric):
+class AccuracyAndF1(evaluate.Metric):
     """Fraction of right predictions, and F1 as mean over classes, as an `evaluate` metric that needs no download."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -27,7 +27,7 @@ class Accuracy(evaluate.Metric):
 
 def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """For `Trainer(compute_metrics=...)`: accuracy and macro F1 of logits `[N, C]` against class ids `[N]`."""
-    metric = Accuracy(keep_in_memory=True)
+    metric = AccuracyAndF1(keep_in_memory=True)
     result = metric.compute(predictions=np.argmax(prediction.predictions, axis=-1), references=prediction.label_ids)
     assert result is not None
     return result

@@ -28,6 +28,12 @@ class LabelledText:
     validation: Dataset
     label_names: list[str]
 
+    @property
+    def label_maps(self) -> dict[str, Any]:
+        """`id2label` and `label2id`, for `from_pretrained(..., **label_maps)`."""
+        id2label = dict(enumerate(self.label_names))
+        return {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
+
 
 def load_labelled(train: str, validation: str, text_column: str = "text", label_column: str = "label") -> LabelledText:
     """Reads two files or Hub splits of a classification task.
@@ -97,9 +103,9 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
     suffix = Path(source).suffix.lower()
     if suffix in FILE_TYPES:
         if not Path(source).is_file():
-            raise DataError(f"{source}: no such file.")
+            raise DataError(f"{source}: no such file. Check the path.")
         if not Path(source).stat().st_size:
-            raise DataError(f"{source}: the file is empty.")
+            raise DataError(f"{source}: the file is empty. Was it written completely?")
         # In a csv a text "null", "NA" or "12" is text as well; pandas would read a missing value or a number.
         options: dict[str, Any] = {"keep_default_na": False, "converters": {text_column: str}}
         try:
@@ -109,7 +115,7 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
         except Exception as error:  # the readers raise errors of many types
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):
-                raise DataError(f"{source}: there are no rows.") from error
+                raise DataError(f"{source}: there are no rows. At least one sentence is needed.") from error
             raise DataError(f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}") from error
     elif ":" in source:
         *name, split = source.split(":")
@@ -123,9 +129,12 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
         )
     for column in (text_column, label_column):
         if column is not None and column not in table.column_names:
-            raise DataError(f"{source}: no column {column!r}; it has {table.column_names}.")
+            raise DataError(
+                f"{source}: no column {column!r}; it has {table.column_names}. Name the right one with text_column or "
+                "label_column."
+            )
     if not len(table):
-        raise DataError(f"{source}: there are no rows.")
+        raise DataError(f"{source}: there are no rows. At least one sentence is needed.")
     texts = table[text_column]
     empty = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
     if empty:
@@ -144,7 +153,7 @@ def _label_names(table: Dataset, label_column: str, source: str) -> list[str]:
     if wrong:
         raise DataError(
             f"{source}: labels in {label_column!r} must be integers or strings, not {labels[wrong[0]]!r} "
-            f"({_rows(wrong)})."
+            f"({_rows(wrong)}). Write class names or numbers."
         )
     if isinstance(feature, ClassLabel):
         return list(feature.names)

@@ -1,4 +1,5 @@
 from .arguments import DistillationTrainingArguments
+from .callbacks import FiniteLossCallback
 from .trainer import PROJECTIONS_NAME, DistillationTrainer
 
-__all__ = ["PROJECTIONS_NAME", "DistillationTrainer", "DistillationTrainingArguments"]
+__all__ = ["PROJECTIONS_NAME", "DistillationTrainer", "DistillationTrainingArguments", "FiniteLossCallback"]

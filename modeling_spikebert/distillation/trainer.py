@@ -13,7 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..hub import CodeFilesCallback, write_model_card
-from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses, is_causal
+from ..modeling_spikebert import (
+    SpikeBertForSequenceClassification,
+    SpikeBertModel,
+    SpikeBertPreTrainedModel,
+    check_encoder,
+    classification_losses,
+)
 from .arguments import DistillationTrainingArguments
 from .losses import embedding_loss, hidden_state_loss, logit_loss
 from .projections import FeatureProjections, uniform_layer_map
@@ -41,7 +47,8 @@ class DistillationTrainer(Trainer):
     """
 
     args: DistillationTrainingArguments
-    # compute_loss divides by the number of sentences of the whole accumulated batch.
+    # compute_loss divides by the number of sentences of the whole accumulated batch. (Older versions of the Trainer
+    # conclude this from the `**kwargs` of the student's forward.)
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -53,22 +60,30 @@ class DistillationTrainer(Trainer):
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ):
-        check_teacher(model, teacher, args.stage)
+        if not isinstance(args, DistillationTrainingArguments):
+            raise TypeError(f"args must be DistillationTrainingArguments, got {type(args).__name__}.")
+        if args.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor must be 0: the teacher's logits smooth the labels.")
+        check_models(model, teacher, args.stage)
         check_tokenizers(teacher, kwargs.get("processing_class"), teacher_tokenizer)
         if args.n_gpu > 1:
             raise ValueError("DataParallel is not supported: start one process for each GPU with `accelerate launch`.")
         self.layer_map = check_layer_map(
             args.layer_map, model.config.num_hidden_layers, teacher.config.num_hidden_layers
         )
-        self.projections = FeatureProjections(
+        if args.stage == "task":
+            check_label_range(model, kwargs.get("train_dataset"))
+
+        super().__init__(model=model, args=args, **kwargs)
+        self.projections = FeatureProjections(  # here, because the Trainer has set the seed
             len(self.layer_map), model.config.hidden_size, teacher.config.hidden_size, embedding_table(teacher).shape[1]
         )
-        self.projections.attach(model)
         if args.initial_projections is not None:
             self._load_projections(args.initial_projections)
-
-        self._config = model.config
-        super().__init__(model=model, args=args, **kwargs)
+        self.projections.attach(model)
+        self.student = model
+        # What the model card says beside what the trainer knows: keyword arguments of `create_model_card`.
+        self.card_options: dict[str, Any] = {}
         self.add_callback(CodeFilesCallback())
         if args.stage == "general":  # evaluation is the loss alone
             self.label_names: list[str] = []
@@ -125,11 +140,11 @@ class DistillationTrainer(Trainer):
             if labels is None:
                 raise ValueError("The batch has no labels. Add them, or set cross_entropy_weight=0.")
             losses["cross_entropy"] = (
-                classification_losses(outputs["logits"], labels, self._config).reshape(len(ids), -1).mean(1)
+                classification_losses(outputs["logits"], labels, self.student.config).reshape(len(ids), -1).mean(1)
             )
         if weights.get("logits"):
             losses["logits"] = logit_loss(
-                outputs["logits"], teacher_outputs.logits, self.args.temperature, self._config.problem_type
+                outputs["logits"], teacher_outputs.logits, self.args.temperature, self.student.config.problem_type
             )
         return losses
 
@@ -142,11 +157,12 @@ class DistillationTrainer(Trainer):
             f"The loss is not finite at step {self.state.global_step} of stage {self.args.stage!r}: "
             + ", ".join(f"{name} {value.mean().item():.4g}" for name, value in losses.items())
             + f". Last checkpoint: {checkpoint or 'none yet'}. Lower the learning rate (now {self.args.learning_rate}) "
-            "or train in a wider number format, and resume from it."
+            "or train in a wider number format, and resume from it or an earlier one."
         )
 
     def _mode(self) -> str:
-        return "train" if self.model_wrapped.training else "eval"
+        # Evaluation switches the student to eval mode, not the wrapper (DDP) around it.
+        return "train" if self.student.training else "eval"
 
     def _add_to_log(self, losses: dict[str, Tensor]) -> None:
         sums = self._sums[self._mode()]
@@ -185,6 +201,8 @@ class DistillationTrainer(Trainer):
         is_checkpoint = _internal_call and output_dir is not None
         if self.args.should_save and (is_checkpoint or self.args.stage == "general"):
             safetensors.torch.save_file(self.projections.state_dict(), folder / PROJECTIONS_NAME)
+        if self.args.should_save and not _internal_call:
+            self._write_model_card(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -215,8 +233,11 @@ class DistillationTrainer(Trainer):
         """Writes the model card of the student, with the metrics of the last evaluation."""
         if self.is_world_process_zero():
             named = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
-            teacher_name = self.teacher.config._name_or_path
-            write_model_card(str(self.args.output_dir), self, base_model=teacher_name or None, **named)
+            self._write_model_card(Path(str(self.args.output_dir)), **named)
+
+    def _write_model_card(self, folder: Path, **kwargs: Any) -> None:
+        options = {"base_model": self.teacher.config.name_or_path or None} | kwargs | self.card_options
+        write_model_card(folder, self, **options)
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:
@@ -225,14 +246,11 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, stage: str) -> None:
-    config, name = teacher.config, type(teacher).__name__
-    embeddings = getattr(teacher.base_model, "embeddings", None)  # as in from_teacher
-    if config.is_encoder_decoder or is_causal(config) or not hasattr(embeddings, "word_embeddings"):
-        raise ValueError(
-            f"The teacher must be a BERT-like encoder, got {name} (model_type {config.model_type!r}). Choose a BERT, "
-            "RoBERTa, DistilBERT, ELECTRA or MiniLM checkpoint."
-        )
+def check_models(student: PreTrainedModel, teacher: PreTrainedModel, stage: str) -> None:
+    check_encoder(teacher)
+    expected = SpikeBertModel if stage == "general" else SpikeBertForSequenceClassification
+    if type(student).__name__ != expected.__name__:  # by name: remote code brings classes of its own
+        raise ValueError(f"stage={stage!r} trains a {expected.__name__}, got a {type(student).__name__} as student.")
     vocab_size = embedding_table(teacher).shape[0]
     if student.config.vocab_size != vocab_size:
         raise ValueError(
@@ -241,17 +259,28 @@ def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, stage: str
         )
     if stage == "general":
         return
-    for role, model in (("student", student), ("teacher", teacher)):
-        if "ForSequenceClassification" not in type(model).__name__:
-            raise ValueError(
-                f"stage='task' needs a {role} with a classifier, got {type(model).__name__}. Load it with "
-                "AutoModelForSequenceClassification."
-            )
-    if student.config.id2label != config.id2label:
+    if "ForSequenceClassification" not in type(teacher).__name__:
         raise ValueError(
-            f"Student and teacher have different labels: {student.config.id2label} and {config.id2label}. Build the "
-            "student with from_teacher(teacher), or load it with id2label=teacher.config.id2label."
+            f"stage='task' needs a teacher with a classifier, got {type(teacher).__name__}. Load it with "
+            "AutoModelForSequenceClassification."
         )
+    if student.config.id2label != teacher.config.id2label:
+        raise ValueError(
+            f"Student and teacher have different labels: {student.config.id2label} and {teacher.config.id2label}. "
+            "Build the student with from_teacher(teacher), or load it with id2label=teacher.config.id2label."
+        )
+
+
+def check_label_range(student: PreTrainedModel, dataset: Any) -> None:
+    """Refuses class ids outside the classifier before training; on an accelerator the model cannot check them."""
+    columns = getattr(dataset, "column_names", None) or []
+    num_labels = len(student.config.id2label or {})
+    one_label = student.config.problem_type in (None, "single_label_classification") and num_labels > 1
+    if not one_label or "labels" not in columns or not hasattr(dataset, "__len__"):
+        return
+    for row, label in enumerate(dataset["labels"]):
+        if isinstance(label, int) and label != -100 and not 0 <= label < num_labels:
+            raise ValueError(f"Row {row + 1} has the label {label}, but the student has {num_labels} labels (from 0).")
 
 
 def check_tokenizers(
@@ -280,7 +309,10 @@ def check_layer_map(layer_map: list[int] | None, num_student_layers: int, num_te
     if layer_map is None:
         return uniform_layer_map(num_student_layers, num_teacher_layers)
     if len(layer_map) != num_student_layers:
-        raise ValueError(f"layer_map has {len(layer_map)} entries, but the student has {num_student_layers} layers.")
+        raise ValueError(
+            f"layer_map has {len(layer_map)} entries, but the student has {num_student_layers} layers. Leave it out "
+            "for an even spread."
+        )
     if not all(1 <= layer <= num_teacher_layers for layer in layer_map):
         raise ValueError(
             f"layer_map must lie between 1 and {num_teacher_layers}, the teacher's depth, got {layer_map}."

@@ -19,6 +19,7 @@ class CodeFilesCallback(TrainerCallback):
         model: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.push_to_hub and state.is_world_process_zero:
+        # A model of transformers' own has no `_auto_class`, and its code is not pushed.
+        if args.push_to_hub and state.is_world_process_zero and getattr(model, "_auto_class", None) is not None:
             assert args.output_dir is not None
             custom_object_save(model, args.output_dir)

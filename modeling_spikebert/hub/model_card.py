@@ -1,13 +1,15 @@
 """Model cards: what a student is, how it was trained and what was measured."""
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
-from ..configuration_spikebert import SpikeBertConfig
+from ..modeling_spikebert import SpikeBertForSequenceClassification
 
 BODY = """---
 {metadata}
@@ -16,16 +18,13 @@ BODY = """---
 # {name}
 
 A spiking Transformer for language (SpikeBERT, [arXiv 2308.15122](https://arxiv.org/abs/2308.15122)){taught_by}.
-It has {num_hidden_layers} layers, {hidden_size} wide, and runs {num_time_steps} time steps of leaky integrate-and-fire
-neurons; {shortcut}.
+Its depth is {num_hidden_layers}, its width {hidden_size}, and it runs {num_time_steps} time steps of leaky
+integrate-and-fire neurons; {shortcut}.
 
 ## Use
 
 ```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="{name}", trust_remote_code=True)
-classify("One sentence.", truncation=True)
+{usage}
 ```
 
 ## Results
@@ -43,6 +42,27 @@ other languages were not tried. Low firing rates save energy on hardware that sk
 this model computes more than a BERT of its size.
 """
 
+# `.` is the folder of the card, where there is no repository.
+CLASSIFY = """from transformers import pipeline
+
+classify = pipeline("text-classification", model="{location}", trust_remote_code=True)
+classify("One sentence.", truncation=True)"""
+
+ENCODE = """from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{location}")
+model = AutoModel.from_pretrained("{location}", trust_remote_code=True)
+model(**tokenizer("One sentence.", return_tensors="pt")).last_hidden_state"""
+
+OPTIONS = (
+    "stage",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "seed",
+)
+
 SHORTCUTS = {
     "membrane": "each linear layer inside its blocks sees binary spikes",
     "spike": "its residual stream is a sum of spikes, as published",
@@ -50,9 +70,10 @@ SHORTCUTS = {
 
 
 def model_card(
-    config: SpikeBertConfig,
+    model: PreTrainedModel,
     name: str,
     *,
+    repository: str | None = None,
     language: str | None = None,
     license: str | None = "apache-2.0",
     base_model: str | None = None,
@@ -67,8 +88,9 @@ def model_card(
     """A card with metadata that the Hub reads.
 
     Args:
-        config: of the model.
-        name: repository id or folder name.
+        model: a student, with or without classifier.
+        name: its title.
+        repository: its id on the Hub, if it goes there.
         language: code such as `en`.
         license: identifier.
         base_model: the teacher's Hub id.
@@ -80,31 +102,33 @@ def model_card(
         training: option name to value.
         tags: more tags.
     """
+    config: Any = model.config
     metrics = dict(metrics or {})
-    eval_results = [
-        EvalResult(
-            task_type="text-classification",
-            dataset_type=dataset or dataset_name or "unknown",
-            dataset_name=dataset_name or dataset or "unknown",
-            dataset_split=split,
-            metric_type=metric,
-            metric_value=round(value, 4),
-        )
-        for metric, value in metrics.items()
-    ]
+    shown_dataset = dataset_name or dataset
+    classifies = isinstance(model, SpikeBertForSequenceClassification)
     data = ModelCardData(
         language=language,
         license=license,
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag="text-classification" if classifies else "feature-extraction",
         base_model=base_model,
         datasets=[dataset] if dataset else None,
         metrics=list(metrics) or None,
         tags=["spikebert", "spiking-neural-network", "knowledge-distillation", *(tags or [])],
         model_name=name,
-        eval_results=eval_results or None,
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=dataset or _identifier(shown_dataset or "unknown"),
+                dataset_name=shown_dataset or "unknown",
+                dataset_split=split,
+                metric_type=metric,
+                metric_value=round(value, 4),
+            )
+            for metric, value in metrics.items()
+        ]
+        or None,
     )
-    rows = {name: metrics, **(comparison or {})} if metrics else {}
     content = BODY.format(
         metadata=data.to_yaml(),
         name=name,
@@ -113,9 +137,10 @@ def model_card(
         hidden_size=config.hidden_size,
         num_time_steps=config.num_time_steps,
         shortcut=SHORTCUTS[config.shortcut],
-        results=_table(rows, dataset_name or dataset, split) if rows else "Not measured.",
+        usage=(CLASSIFY if classifies else ENCODE).format(location=repository or "."),
+        results=_table({name: metrics, **(comparison or {})}, shown_dataset, split) if metrics else "Not measured.",
         training="\n".join(f"- {key}: {value}" for key, value in (training or {}).items()) or "Not recorded.",
-        dataset_sentence=f", {dataset_name or dataset}," if dataset_name or dataset else "",
+        dataset_sentence=f", {shown_dataset}," if shown_dataset else "",
     )
     return ModelCard(content)
 
@@ -129,47 +154,66 @@ def write_model_card(
     language: str | None = None,
     license: str | None = "apache-2.0",
     tags: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
     dataset: str | list[str] | None = None,
     **_: Any,
 ) -> None:
-    """Writes `README.md` into `folder` with the options and the last evaluation of `trainer`.
+    """Writes `README.md` into `folder` with the options of `trainer` and the evaluation of the weights that it holds.
 
-    The keyword arguments are those of `Trainer.create_model_card`; ones that a student's card has no place for are
-    left out.
+    The keyword arguments are those of `Trainer.create_model_card`, among them `dataset_tags` (id on the Hub) and
+    `dataset` (plain name); ones that a student's card has no place for are left out.
     """
-    evaluations = [entry for entry in trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
-    skipped = ("loss", "runtime", "per_second", "preparation_time")
-    metrics = {
-        key.removeprefix("eval_"): value
-        for key, value in (evaluations[-1] if evaluations else {}).items()
-        if key.startswith("eval_") and not any(word in key for word in skipped)
-    }
-    args = trainer.args
-    names = (
-        "stage",
-        "learning_rate",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "weight_decay",
-        "seed",
-    )
-    training: dict[str, Any] = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    training["optimizer steps"] = trainer.state.global_step
+    args, state = trainer.args, trainer.state
+    training: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
+    training["optimizer steps"] = state.global_step
     training |= {f"weight of loss {name}": weight for name, weight in getattr(args, "loss_weights", {}).items()}
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    first_dataset = dataset if dataset is None or isinstance(dataset, str) else dataset[0]
     card = model_card(
-        model.config,
-        model_name or args.hub_model_id or Path(folder).resolve().name,
+        trainer.accelerator.unwrap_model(trainer.model),
+        model_name or Path(folder).resolve().name,
+        repository=trainer.hub_model_id if args.push_to_hub else None,
         language=language,
         license=license,
         base_model=None if base_model is None or Path(base_model).is_dir() else base_model,
-        dataset=first_dataset,
-        metrics=metrics,
+        dataset=_first(dataset_tags),
+        dataset_name=_first(dataset),
+        metrics=_evaluation(trainer),
         training=training,
         tags=[tags] if isinstance(tags, str) else tags,
     )
     card.save(Path(folder) / "README.md")
+
+
+def _evaluation(trainer: Trainer) -> dict[str, float]:
+    """The metrics of the last evaluation, or, if the best weights were loaded after it, of the best one."""
+    history = trainer.state.log_history
+    evaluations = [i for i, entry in enumerate(history) if any(key.startswith("eval_") for key in entry)]
+    if not evaluations:
+        return {}
+    entry = history[evaluations[-1]]
+    ended = [i for i, entry in enumerate(history) if "train_runtime" in entry]
+    if trainer.args.load_best_model_at_end and ended and evaluations[-1] < ended[-1]:
+        best = [history[i] for i in evaluations if history[i]["step"] == trainer.state.best_global_step]
+        entry = best[-1] if best else entry
+    skipped = ("loss", "runtime", "per_second", "preparation_time")
+    return {
+        key.removeprefix("eval_"): value
+        for key, value in entry.items()
+        if key.startswith("eval_")
+        and not any(word in key for word in skipped)
+        and isinstance(value, (int, float))
+        and math.isfinite(value)
+    }
+
+
+def _first(value: str | list[str] | None) -> str | None:
+    if isinstance(value, list):
+        return value[0] if value else None
+    return value
+
+
+def _identifier(name: str) -> str:
+    """The Hub takes letters, digits, `_`, `.` and `-` as type of a data set."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-").lower()
 
 
 def _table(rows: Mapping[str, Mapping[str, float]], dataset: str | None, split: str) -> str:

@@ -1,0 +1,379 @@
+"""The command line and the example script, as a user runs them."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from tiny_training import tiny_teacher, tiny_tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert.commands import COMMANDS, main
+from modeling_spikebert.commands.quickstart import NAMES, compare
+from modeling_spikebert.distillation import PROJECTIONS_NAME
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+CODE_FILES = {"configuration_spikebert.py", "modeling_spikebert.py", "neurons_spikebert.py"}
+CHECKPOINT_FILES = CODE_FILES | {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+
+
+def run(*command: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=150)
+
+
+def write_csv(file: Path, count: int) -> Path:
+    """Sentences of two classes that share no word."""
+    words = {"good": ["word1", "word2", "word3", "word4"], "bad": ["word11", "word12", "word13", "word14"]}
+    lines = ["text,label"]
+    for i in range(count):
+        label = ("good", "bad")[i % 2]
+        lines.append(" ".join(words[label][(i // 2 + j) % 4] for j in range(1 + i % 4)) + f",{label}")
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@dataclass
+class Inputs:
+    teacher: Path
+    train: Path
+    validation: Path
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    tiny_teacher(**labels).save_pretrained(folder / "teacher")
+    tiny_tokenizer().save_pretrained(folder / "teacher")
+    # Validation with less sentences than the quickstart classifies for show where there are enough.
+    return Inputs(folder / "teacher", write_csv(folder / "train.csv", 64), write_csv(folder / "validation.csv", 3))
+
+
+# The console script
+
+
+def test_console_script_lists_every_command(capsys):
+    output = run(Path(sys.executable).with_name("spikebert"), "--help")
+    assert output.returncode == 0, output.stderr
+    assert output.stdout.startswith("usage: spikebert COMMAND")
+    assert output.stderr == ""
+    for name, (summary, _) in COMMANDS.items():
+        assert f"  {name}" in output.stdout
+        assert summary in output.stdout
+    for arguments in ([], ["-h"]):
+        main(arguments)
+        assert capsys.readouterr().out == output.stdout
+
+
+def test_unknown_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["quickstrat", "--seed", "1"])
+    assert (
+        stopped.value.code == "spikebert: no command 'quickstrat'; there is quickstart."
+    )  # printed, and exit status 1
+    assert capsys.readouterr().out == ""
+
+
+def test_help_of_a_command_names_its_options(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["quickstart", "--help"])
+    assert stopped.value.code == 0
+    output = capsys.readouterr().out
+    assert output.startswith("usage: spikebert quickstart")
+    for option in ("--teacher", "--train-file", "--validation-file", "--output-dir", "--num-hidden-layers", "--seed"):
+        assert option in output
+
+
+# Quickstart: refusals
+
+
+def refused(folder: Path, *options: str | Path) -> str:
+    """The message of a quickstart that stops before it writes anything."""
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    with pytest.raises(SystemExit) as stopped:
+        main(["quickstart", *map(str, options)])
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    message = stopped.value.code
+    assert isinstance(message, str)  # which Python prints, and exits with 1
+    assert message.startswith("spikebert quickstart: ")
+    assert "\n" not in message
+    return message
+
+
+def test_quickstart_leaves_a_folder_with_files_alone(tmp_path, inputs):
+    (tmp_path / "notes.txt").write_text("mine")
+    message = refused(tmp_path, "--output-dir", tmp_path)
+    assert f"{tmp_path} is not empty. Choose another --output-dir" in message
+
+
+@pytest.mark.parametrize("option", ["--train-file", "--validation-file"])
+def test_quickstart_with_one_file_of_two(tmp_path, inputs, option):
+    message = refused(tmp_path, "--output-dir", tmp_path / "run", option, inputs.train)
+    assert "Pass both --train-file and --validation-file" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"--train-file": "absent.csv"}, "absent.csv: no such file"),
+        ({"--validation-file": "absent.parquet"}, "absent.parquet: no such file"),
+        ({"--unlabelled-file": "absent.jsonl"}, "absent.jsonl: no such file"),
+        ({"--text-column": "sentence"}, "no column 'sentence'; it has ['text', 'label']"),
+        ({"--label-column": "mood"}, "no column 'mood'; it has ['text', 'label']"),
+        ({"--teacher-steps": "0"}, "--teacher-steps must be at least 1, got 0"),
+        ({"--batch-size": "-1"}, "--batch-size must be at least 1, got -1"),
+        ({"--max-length": "17"}, "17 exceeds the 16 positions"),
+        ({"--num-hidden-layers": "0"}, "--num-hidden-layers must be at least 1, got 0"),
+    ],
+    ids=lambda value: " ".join(next(iter(value.items()))) if isinstance(value, dict) else "",
+)
+def test_quickstart_refuses(tmp_path, inputs, changes, expected):
+    options = {
+        "--train-file": inputs.train,
+        "--validation-file": inputs.validation,
+        "--teacher": inputs.teacher,
+        "--output-dir": tmp_path / "run",
+        "--max-length": "16",
+    }
+    message = refused(tmp_path, *(part for option in (options | changes).items() for part in option))
+    assert expected in message
+
+
+# Quickstart: the comparison
+
+
+def test_comparison_by_hand():
+    actual = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    right = {
+        NAMES[0]: [1, 0, 1, 0, 1, 0, 1, 0],
+        NAMES[1]: [1, 1, 1, 1, 1, 1, 1, 1],
+        NAMES[2]: [1, 1, 1, 1, 0, 0, 0, 0],
+        NAMES[3]: [1, 1, 1, 1, 1, 1, 0, 0],
+    }
+    predicted = {name: np.where(np.array(hits) == 1, actual, 1 - actual) for name, hits in right.items()}
+    result = compare(predicted, actual)
+    assert result["accuracy"] == {NAMES[0]: 0.5, NAMES[1]: 1.0, NAMES[2]: 0.5, NAMES[3]: 0.75}
+    # Over the majority the differences are 0 1 0 1 0 1 -1 0: mean 1/4, squares 4, variance (4 - 8/16) / 7 = 1/2.
+    majority = result["gain_over_majority"]
+    assert majority["gain"] == pytest.approx(0.25)
+    assert majority["standard_error"] == pytest.approx((0.5 / 8) ** 0.5)
+    assert majority["measurable"] is False
+    # Over the student without teacher 0 0 0 0 1 1 0 0: mean 1/4, variance (2 - 8/16) / 7 = 3/14.
+    alone = result["gain_over_student_without_teacher"]
+    assert alone["gain"] == pytest.approx(0.25)
+    assert alone["standard_error"] == pytest.approx((3 / 14 / 8) ** 0.5)
+    assert alone["measurable"] is False
+
+
+@pytest.mark.parametrize(("gains", "losses", "measurable"), [(20, 0, True), (20, 19, False), (0, 20, False)])
+def test_only_a_gain_of_two_standard_errors_is_measurable(gains, losses, measurable):
+    actual = np.zeros(100, dtype=int)
+    alone, student = np.zeros(100, dtype=int), np.zeros(100, dtype=int)
+    alone[:gains] = 1
+    student[gains : gains + losses] = 1
+    result = compare(dict(zip(NAMES, (alone, actual, alone, student), strict=True)), actual)
+    assert result["gain_over_student_without_teacher"]["gain"] == pytest.approx((gains - losses) / 100)
+    assert result["gain_over_student_without_teacher"]["measurable"] is measurable
+    json.dumps(result)  # for metrics.json
+
+
+# Quickstart: a whole run
+
+
+@dataclass
+class QuickstartRun:
+    folder: Path
+    stdout: str
+    metrics: dict
+
+
+@pytest.fixture(scope="module")
+def quickstart(inputs, tmp_path_factory) -> QuickstartRun:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    options = {
+        "--teacher": inputs.teacher,
+        "--train-file": inputs.train,
+        "--validation-file": inputs.validation,
+        "--output-dir": folder,
+        "--num-hidden-layers": "1",
+        "--num-time-steps": "2",
+        "--max-length": "12",
+        "--batch-size": "8",
+        "--teacher-steps": "3",
+        "--general-steps": "3",
+        "--task-steps": "4",
+    }
+    flags = [str(part) for option in options.items() for part in option]
+    output = run(sys.executable, "-m", "modeling_spikebert", "quickstart", *flags)
+    assert output.returncode == 0, output.stdout + output.stderr
+    return QuickstartRun(folder, output.stdout, json.loads((folder / "metrics.json").read_text()))
+
+
+def test_quickstart_writes_a_student_that_loads(quickstart, inputs):
+    student = quickstart.folder / "student"
+    assert {file.name for file in student.iterdir()} >= CHECKPOINT_FILES
+    assert not (student / PROJECTIONS_NAME).exists()
+    model, info = AutoModelForSequenceClassification.from_pretrained(student, output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert type(model) is SpikeBertForSequenceClassification
+    assert model.config.num_hidden_layers == 1
+    assert model.config.num_time_steps == 2
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    teacher_tokenizer = AutoTokenizer.from_pretrained(inputs.teacher)
+    assert AutoTokenizer.from_pretrained(student).get_vocab() == teacher_tokenizer.get_vocab()
+
+
+def test_quickstart_writes_the_stage_1_student_with_projections(quickstart):
+    stage1 = quickstart.folder / "stage1"
+    assert {"config.json", "model.safetensors", PROJECTIONS_NAME} <= {file.name for file in stage1.iterdir()}
+    assert not any("projections" in name for name in load_file(stage1 / "model.safetensors"))
+
+
+def test_quickstart_writes_metrics(quickstart):
+    metrics = quickstart.metrics
+    assert set(metrics["accuracy"]) == set(NAMES)
+    assert all(0 <= accuracy <= 1 for accuracy in metrics["accuracy"].values())
+    assert metrics["num_validation_sentences"] == 3
+    for over in ("gain_over_majority", "gain_over_student_without_teacher"):
+        assert set(metrics[over]) == {"gain", "standard_error", "measurable"}
+    assert metrics["options"]["task_steps"] == 4
+    assert metrics["versions"].keys() >= {"python", "torch", "transformers"}
+    assert metrics["seconds"] > 0
+    steps = {name: max(entry["step"] for entry in log) for name, log in metrics["log_history"].items()}
+    assert steps == {"teacher": 3, NAMES[2]: 7, "stage 1": 3, "stage 2": 4}
+    logged = set().union(*metrics["log_history"]["stage 2"])
+    assert {"loss_hidden_states", "loss_embeddings", "loss_logits", "loss_cross_entropy"} <= logged
+
+
+def test_quickstart_accuracy_is_the_accuracy_of_the_saved_student(quickstart, inputs):
+    model = AutoModelForSequenceClassification.from_pretrained(quickstart.folder / "student")
+    tokenizer = AutoTokenizer.from_pretrained(quickstart.folder / "student")
+    rows = [line.split(",") for line in inputs.validation.read_text().splitlines()[1:]]
+    hits = 0
+    for text, label in rows:
+        answer = model(**tokenizer(text, truncation=True, max_length=12, return_tensors="pt")).logits.argmax()
+        hits += model.config.id2label[int(answer)] == label
+    assert quickstart.metrics["accuracy"][NAMES[3]] == pytest.approx(hits / len(rows))
+
+
+def test_quickstart_writes_a_plot(quickstart):
+    content = (quickstart.folder / "curves.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+    assert width > height > 300
+
+
+def test_quickstart_writes_a_card(quickstart, inputs):
+    card = ModelCard.load(quickstart.folder / "student" / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "transformers"
+    (result,) = card.data.eval_results
+    assert result.metric_type == "accuracy"
+    assert result.metric_value == pytest.approx(quickstart.metrics["accuracy"][NAMES[3]], abs=1e-4)
+    for name in NAMES[:3]:
+        assert f"| {name} |" in card.content
+    assert card.data.base_model is None  # a folder on this machine is no name on the Hub
+    config = (quickstart.folder / "student" / "config.json").read_text()
+    for folder in (inputs.teacher.parent, quickstart.folder.parent):
+        assert str(folder) not in card.content + config
+
+
+def test_quickstart_prints_the_comparison_and_classified_sentences(quickstart, inputs):
+    for name, accuracy in quickstart.metrics["accuracy"].items():
+        assert f"{name:26} {100 * accuracy:5.1f} %" in quickstart.stdout
+    measurable = quickstart.metrics["gain_over_majority"]["measurable"]
+    assert ("beats" if measurable else "did NOT measurably beat") + f" the {NAMES[0]}" in quickstart.stdout
+    shown = quickstart.stdout.split("Classifying in a fresh process")[1]
+    for line in inputs.validation.read_text().splitlines()[1:]:
+        text = line.split(",")[0]
+        assert any(row.split()[0] in ("good", "bad") and row.endswith(f"  {text}") for row in shown.splitlines() if row)
+
+
+# The example script
+
+
+def flags(**options: object) -> list[str]:
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def examples(inputs, tmp_path_factory) -> Path:
+    """Folder with `stage1`, `student`, `resumed` (from the student's step 2 of 3) and `tuned`."""
+    folder = tmp_path_factory.mktemp("examples")
+    common = {"per_device_train_batch_size": 8, "max_length": 12, "use_cpu": True, "disable_tqdm": True}
+    recipe = {
+        "stage": "general",
+        "teacher": str(inputs.teacher),
+        "student_config": {"num_hidden_layers": 1, "num_time_steps": 2},
+        "train_file": str(inputs.train),
+        "validation_file": str(inputs.validation),
+        "output_dir": "stage1",
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        **common,
+    }
+    # A json file is a yaml file as well.
+    (folder / "recipe.yaml").write_text("# stage 1\n" + json.dumps(recipe))
+    labelled = common | {"train_file": inputs.train, "validation_file": inputs.validation, "max_steps": 3}
+    task = labelled | {"stage": "task", "teacher": inputs.teacher, "model_name_or_path": "stage1"}
+    script = ROOT / "examples" / "run_distillation.py"
+    for options in (
+        ["recipe.yaml"],
+        flags(**task, output_dir="student", save_steps=2),
+        flags(**task, output_dir="resumed", resume_from_checkpoint="student/checkpoint-2"),
+    ):
+        output = run(sys.executable, script, *options, folder=folder)
+        assert output.returncode == 0, output.stdout + output.stderr
+    tuning = flags(**labelled, model_name_or_path=folder / "student", output_dir=folder / "tuned")
+    with pytest.MonkeyPatch.context() as patch:  # in this process, which has its imports behind it
+        patch.setattr(sys, "argv", [str(script), *tuning])
+        runpy.run_path(str(script), run_name="__main__")
+    return folder
+
+
+def test_example_stage_1_from_a_recipe(examples):
+    assert CHECKPOINT_FILES | {PROJECTIONS_NAME} <= {file.name for file in (examples / "stage1").iterdir()}
+    config = json.loads((examples / "stage1" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["num_time_steps"]) == (1, 2)
+    assert config["architectures"] == ["SpikeBertModel"]
+    assert json.loads((examples / "stage1" / "eval_results.json").read_text())["eval_loss_hidden_states"] > 0
+
+
+def test_example_stage_2_goes_on_from_stage_1(examples, inputs):
+    state = json.loads((examples / "student" / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["max_steps"] == 3
+    metrics = json.loads((examples / "student" / "eval_results.json").read_text())
+    assert {"eval_accuracy", "eval_f1", "eval_loss_logits", "eval_loss_cross_entropy"} <= metrics.keys()
+    config = json.loads((examples / "student" / "config.json").read_text())
+    assert config["architectures"] == ["SpikeBertForSequenceClassification"]
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    assert not (examples / "student" / PROJECTIONS_NAME).exists()
+    card = ModelCard.load(examples / "student" / "README.md")
+    assert {result.metric_type for result in card.data.eval_results} >= {"accuracy", "f1"}
+    assert str(inputs.teacher.parent) not in card.content
+
+
+def test_example_resumes_to_the_same_weights(examples):
+    whole, resumed = (load_file(examples / name / "model.safetensors") for name in ("student", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all((resumed[name] == weight).all() for name, weight in whole.items())
+
+
+def test_example_fine_tunes_without_a_teacher(examples):
+    before, after = (load_file(examples / name / "model.safetensors") for name in ("student", "tuned"))
+    assert before.keys() == after.keys()
+    assert any((after[name] != weight).any() for name, weight in before.items())
+    metrics = json.loads((examples / "tuned" / "eval_results.json").read_text())
+    assert "eval_accuracy" in metrics
+    assert not any("logits" in name for name in metrics)
+    assert {file.name for file in (examples / "tuned").iterdir()} >= CHECKPOINT_FILES

@@ -1,0 +1,371 @@
+"""Reading text for training: what is accepted, and how each kind of bad data is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from tiny_training import tiny_tokenizer
+from transformers import EvalPrediction
+
+from modeling_spikebert.data import (
+    DataError,
+    LabelledText,
+    accuracy_metrics,
+    load_labelled,
+    load_unlabelled,
+    match_labels,
+    tokenize,
+)
+
+ROWS = [("a fine film", "good"), ("so dull", "bad"), ("it runs, mostly", "fair"), ("very fine", "good")]
+TYPES = ("csv", "json", "jsonl", "parquet")
+types = pytest.mark.parametrize("suffix", TYPES)
+
+
+def write(file: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "label")) -> str:
+    """Rows as csv, json lines or parquet, by the file's suffix."""
+    table = Dataset.from_dict({column: [row[i] for row in rows] for i, column in enumerate(columns)})
+    if file.suffix == ".csv":
+        table.to_csv(file)
+    elif file.suffix == ".parquet":
+        table.to_parquet(file)
+    else:
+        file.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+    return str(file)
+
+
+def labelled(folder: Path, train: list[tuple], validation: list[tuple] | None = None, suffix: str = "jsonl", **options):
+    files = [
+        write(folder / f"train.{suffix}", train),
+        write(folder / f"validation.{suffix}", validation or train),
+    ]
+    return load_labelled(*files, **options)
+
+
+def refused(message: str, *parts: object):
+    """The message is one line that holds `parts` and matches `message`."""
+    pattern = "".join(f"(?=.*{re.escape(str(part))})" for part in parts)
+    return pytest.raises(DataError, match=rf"^{pattern}.*{message}[^\n]*$")
+
+
+# Labelled text
+
+
+@types
+def test_string_labels_are_sorted(tmp_path, suffix):
+    text = labelled(tmp_path, ROWS, ROWS[:2], suffix)
+    assert text.label_names == ["bad", "fair", "good"]
+    assert text.train.to_dict() == {"text": [row[0] for row in ROWS], "label": [2, 0, 1, 2]}
+    assert text.validation.to_dict() == {"text": [row[0] for row in ROWS[:2]], "label": [2, 0]}
+
+
+@types
+def test_integer_labels_keep_their_numerical_order(tmp_path, suffix):
+    text = labelled(tmp_path, [("one", 10), ("two", 2), ("three", -1)], [("four", 2)], suffix)
+    assert text.label_names == ["-1", "2", "10"]
+    assert text.train["label"] == [2, 1, 0]
+    assert text.validation["label"] == [1]
+
+
+def test_class_labels_keep_their_names_and_ids(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["worse", "better", "absent"])})
+    file = str(tmp_path / "data.parquet")
+    Dataset.from_dict({"text": ["one", "two"], "label": [1, 0]}, features=features).to_parquet(file)
+    text = load_labelled(file, file)
+    assert text.label_names == ["worse", "better", "absent"]
+    assert text.train["label"] == [1, 0]
+
+
+def test_the_two_files_may_be_of_two_types(tmp_path):
+    train, validation = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.parquet", ROWS[:1])
+    text = load_labelled(train, validation)
+    assert (len(text.train), len(text.validation)) == (4, 1)
+
+
+def test_capital_letters_in_the_type_of_a_file(tmp_path):
+    file = tmp_path / "train.csv"
+    write(file, ROWS)
+    assert len(load_unlabelled(str(file.rename(tmp_path / "TRAIN.CSV")))) == 4
+
+
+def test_columns_of_other_names(tmp_path):
+    file = write(tmp_path / "data.csv", [(*row, 7) for row in ROWS], ("sentence", "mood", "number"))
+    text = load_labelled(file, file, text_column="sentence", label_column="mood")
+    assert text.train.column_names == ["text", "label"]
+    assert text.train["label"] == [2, 0, 1, 2]
+
+
+def test_text_with_commas_quotes_line_breaks_and_other_scripts(tmp_path):
+    sentences = ['"so", he said', "two\nlines", "灰色的鸟", "naïve 🙂", "null", "NA", "1.5"]
+    for suffix in TYPES:
+        text = labelled(tmp_path, [(s, i % 2) for i, s in enumerate(sentences)], suffix=suffix)
+        assert text.train["text"] == sentences, suffix
+
+
+def test_numbers_as_text_in_a_csv(tmp_path):
+    file = tmp_path / "numbers.csv"
+    file.write_text("text,label\n12,a\n7,b\n")
+    assert load_unlabelled(str(file))["text"] == ["12", "7"]
+
+
+# Unlabelled text
+
+
+@types
+def test_unlabelled_text_has_one_column(tmp_path, suffix):
+    file = write(tmp_path / f"data.{suffix}", ROWS, ("sentence", "label"))
+    assert load_unlabelled(file, "sentence").to_dict() == {"text": [row[0] for row in ROWS]}
+
+
+def test_unlabelled_text_without_a_label_column(tmp_path):
+    file = write(tmp_path / "data.csv", [("a",), ("b",)], ("text",))
+    assert load_unlabelled(file).to_dict() == {"text": ["a", "b"]}
+
+
+# Refusals
+
+
+@types
+def test_missing_file(tmp_path, suffix):
+    file = tmp_path / f"absent.{suffix}"
+    with refused("no such file", file):
+        load_unlabelled(str(file))
+    with refused("no such file", file):
+        load_labelled(write(tmp_path / "train.csv", ROWS), str(file))
+
+
+@types
+def test_empty_file(tmp_path, suffix):
+    file = tmp_path / f"empty.{suffix}"
+    file.touch()
+    with refused("the file is empty", file):
+        load_unlabelled(str(file))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_file_without_rows(tmp_path, suffix):
+    file = tmp_path / f"header.{suffix}"
+    if suffix == "parquet":
+        write(file, [])
+    else:
+        file.write_text("text,label\n" if suffix == "csv" else "\n")
+    with refused("there are no rows", file):
+        load_unlabelled(str(file))
+
+
+@types
+def test_no_text_column(tmp_path, suffix):
+    file = write(tmp_path / f"data.{suffix}", ROWS, ("sentence", "label"))
+    with refused("no column 'text'", file, ["sentence", "label"]):
+        load_unlabelled(file)
+
+
+@types
+def test_no_label_column(tmp_path, suffix):
+    file = write(tmp_path / f"data.{suffix}", ROWS, ("text", "mood"))
+    with refused("no column 'label'", file, ["text", "mood"]):
+        load_labelled(file, file)
+
+
+@pytest.mark.parametrize("empty", ["", None, " \t "], ids=["empty", "null", "whitespace"])
+@types
+def test_rows_without_text(tmp_path, suffix, empty):
+    rows = [ROWS[0], (empty, "bad"), *ROWS[1:], (empty, "good")]
+    file = write(tmp_path / f"data.{suffix}", rows)
+    with refused(r"2 rows have no text in 'text' \(rows 2, 6\)\. Remove them", file):
+        load_unlabelled(file)
+
+
+def test_many_rows_without_text_are_not_all_listed(tmp_path):
+    file = write(tmp_path / "data.jsonl", [("", "a")] * 100 + ROWS)
+    with refused(r"100 rows have no text in 'text' \(rows 1, 2, 3, 4, 5, \.\.\.\)", file):
+        load_unlabelled(file)
+
+
+def test_text_that_is_no_string(tmp_path):
+    file = write(tmp_path / "data.jsonl", [(1.5, "a"), (2.5, "b")])
+    with refused(r"no text in 'text' \(rows 1, 2\)", file):
+        load_unlabelled(file)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"), [(0.5, "1.5"), (None, "None"), ("", "''")], ids=["float", "null", "empty_string"]
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_labels_of_a_wrong_type(tmp_path, suffix, wrong, shown):
+    other = 1.5 if isinstance(wrong, float) else "a"
+    with refused("must be integers or strings", tmp_path / f"train.{suffix}", shown, "row"):
+        labelled(tmp_path, [("one", other), ("two", wrong), ("three", other)], suffix=suffix)
+
+
+def test_a_row_without_label_is_named(tmp_path):
+    file = tmp_path / "data.csv"
+    file.write_text("text,label\none,a\ntwo,\nthree,b\n")
+    with refused(r"not '' \(row 2\)", file):
+        load_labelled(str(file), str(file))
+
+
+def test_a_row_of_integers_without_label_is_named(tmp_path):
+    file = tmp_path / "data.csv"
+    file.write_text("text,label\none,0\ntwo,\nthree,1\n")
+    with refused(r"\(row 2\)", file):
+        load_labelled(str(file), str(file))
+
+
+@pytest.mark.parametrize("missing", [None, -1])  # test splits of data sets on the Hub often have -1
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_class_label_that_is_missing_is_named(tmp_path, split, missing):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
+    files = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "validation")}
+    for name, file in files.items():
+        labels = [0, missing if name == split else 0, 1]
+        Dataset.from_dict({"text": ["one", "two", "three"], "label": labels}, features=features).to_parquet(file)
+    with refused(rf"{missing}'? \(row 2\)", files[split]):
+        load_labelled(**files)
+
+
+def test_one_class_alone(tmp_path):
+    with refused("all rows have the label 'good'; at least two", tmp_path / "train.jsonl"):
+        labelled(tmp_path, [("a", "good"), ("b", "good")])
+
+
+def test_validation_label_that_training_lacks(tmp_path):
+    names = "['bad', 'fair', 'good']"
+    with refused(r"label 'odd' \(rows 2, 3\)", tmp_path / "validation.jsonl", tmp_path / "train.jsonl", names):
+        labelled(tmp_path, ROWS, [ROWS[0], ("b", "odd"), ("c", "odd")])
+
+
+def test_validation_row_without_label(tmp_path):
+    with refused(r"\(row 2\)", tmp_path / "validation.jsonl"):
+        labelled(tmp_path, ROWS, [ROWS[0], ("b", None)])
+
+
+@pytest.mark.parametrize("source", ["data", "data.txt", "folder/data.xlsx", ""])
+def test_unknown_source(source):
+    with refused(r"neither a file of type \.csv, \.json, \.jsonl, \.parquet nor a split of a Hub", source):
+        load_unlabelled(source)
+
+
+def test_data_set_that_the_hub_does_not_give():
+    with pytest.raises(DataError, match=r"^nobody/nothing:train: cannot be loaded from the Hub: \S"):
+        load_unlabelled("nobody/nothing:train")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "kind"),
+    [
+        ("parquet", b"PAR1 and then something else", "parquet"),
+        ("jsonl", b'{"text": "whole"}\n{"text": "torn', "json"),
+        ("csv", b"text,label\n\xff\xfe\xfa,1\n", "csv"),
+        ("csv", b'text,label\n"never closed,1\n', "csv"),
+    ],
+    ids=["parquet", "json", "csv_encoding", "csv_quote"],
+)
+def test_damaged_file(tmp_path, suffix, content, kind):
+    file = tmp_path / f"damaged.{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(file))}: cannot be read as {kind}: \S"):
+        load_unlabelled(str(file))
+
+
+# Labels of a teacher
+
+
+def two_rows(labels: list[int], names: list[str]) -> LabelledText:
+    split = Dataset.from_dict({"text": ["one", "two"], "label": labels})
+    return LabelledText(split, split, names)
+
+
+def test_labels_are_matched_by_name():
+    text = match_labels(two_rows([0, 1], ["bad", "good"]), {0: "good", 1: "bad"})
+    assert text.label_names == ["good", "bad"]
+    assert text.train["label"] == text.validation["label"] == [1, 0]
+    assert text.train["text"] == ["one", "two"]
+
+
+def test_labels_that_agree_stay():
+    text = match_labels(two_rows([0, 1], ["bad", "good"]), {1: "good", 0: "bad"})
+    assert text.label_names == ["bad", "good"]
+    assert text.train["label"] == [0, 1]
+
+
+def test_numbers_take_the_names_of_the_teacher():
+    text = match_labels(two_rows([1, 0], ["0", "1"]), {0: "LABEL_0", 1: "LABEL_1"})
+    assert text.label_names == ["LABEL_0", "LABEL_1"]
+    assert text.train["label"] == [1, 0]
+
+
+@pytest.mark.parametrize("names", [["bad", "fair"], ["bad"], ["0", "1", "2"], ["1", "2"]])
+def test_labels_that_are_not_the_teachers(names):
+    with refused(re.escape(str(["bad", "good"])), names):
+        match_labels(two_rows([0, 0], names), {0: "bad", 1: "good"})
+
+
+# Tokens
+
+
+def test_tokens_are_truncated_and_labels_stay():
+    tokenizer = tiny_tokenizer()
+    text = Dataset.from_dict({"text": ["word1 word2 word3 word4", "word5"], "label": [1, 0]})
+    table = tokenize(text, tokenizer, max_length=4)
+    assert table["input_ids"] == [[2, 6, 7, 3], [2, 10, 3]]  # [CLS] ... [SEP]; word0 is token 5
+    assert table["attention_mask"] == [[1] * 4, [1] * 3]
+    assert table["labels"] == [1, 0]
+    assert set(table.column_names) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
+
+
+def test_tokens_of_unlabelled_text_have_no_labels():
+    table = tokenize(Dataset.from_dict({"text": ["word1"]}), tiny_tokenizer(), max_length=8)
+    assert set(table.column_names) == {"input_ids", "token_type_ids", "attention_mask"}
+
+
+# Metrics
+
+
+def test_accuracy_and_macro_f1_by_hand():
+    actual = np.array([0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 0, 1, 1, 0, 1])
+    # Class 0: 2 hits, 3 predicted, 3 actual: F1 4/6. Class 1: 1, 3, 2: 2/5. Class 2: 0, 0, 1: 0.
+    logits = np.eye(3)[predicted] * 5 - 2
+    metrics = accuracy_metrics(EvalPrediction(predictions=logits, label_ids=actual))
+    assert metrics == pytest.approx({"accuracy": 3 / 6, "f1": (4 / 6 + 2 / 5 + 0) / 3})
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_metrics_of_a_perfect_and_of_a_constant_prediction():
+    actual = np.array([0, 1, 1, 0])
+    assert accuracy_metrics(EvalPrediction(np.eye(2)[actual], actual)) == {"accuracy": 1.0, "f1": 1.0}
+    constant = accuracy_metrics(EvalPrediction(np.eye(2)[[0] * 4], actual))
+    assert constant == pytest.approx({"accuracy": 0.5, "f1": (2 * 2 / 6 + 0) / 2})
+
+
+OFFLINE = """
+import socket
+
+def refuse(*args, **kwargs):
+    raise AssertionError(f"a connection was opened: {args}")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import sys
+import numpy as np
+from transformers import EvalPrediction
+from modeling_spikebert.data import accuracy_metrics, load_labelled
+text = load_labelled(sys.argv[1], sys.argv[1])
+print(accuracy_metrics(EvalPrediction(np.eye(3)[text.train["label"]], np.array(text.train["label"]))))
+"""
+
+
+def test_files_and_metrics_need_no_network(tmp_path):
+    file = write(tmp_path / "data.csv", ROWS)
+    online = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    result = subprocess.run(
+        [sys.executable, "-c", OFFLINE, file], env=online, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "{'accuracy': 1.0, 'f1': 1.0}"
