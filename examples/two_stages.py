@@ -1,9 +1,10 @@
 """Two-stage distillation as plain code: what `spikebert quickstart` does, without its comparisons and plots.
 
     pip install -c constraints.txt ".[quickstart]"
-    python examples/two_stages.py runs/two_stages
+    python examples/two_stages.py runs/two_stages 200
 
-A BERT of 6 layers (MiniLM) becomes a classifier of tweets and teaches a spiking student of 3 layers.
+A BERT of 6 layers (MiniLM) becomes a classifier of tweets and teaches a spiking student of 3 layers; each of the three
+trainings takes 200 steps.
 """
 
 import sys
@@ -28,7 +29,7 @@ from modeling_spikebert.data import accuracy_metrics, tokenize
 from modeling_spikebert.data.bundled import bundled_teacher, bundled_tweets
 
 
-def main(folder: Path, steps: int = 200) -> None:
+def main(folder: Path, steps: int) -> None:
     # Text, tokens and a real BERT
     text = bundled_tweets()
     tokenizer = AutoTokenizer.from_pretrained(bundled_teacher())
@@ -67,4 +68,4 @@ def main(folder: Path, steps: int = 200) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), steps=int(sys.argv[2]))

@@ -3,6 +3,11 @@
 Run with `-s` (or `-rP`) to see the count.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -44,3 +49,18 @@ def test_few_spikes_flip_in_float32(student_and_text):
     flipped = int((difference > 1e-5).sum())
     print(f"{flipped} of {len(sentences)} sentences differ by more than 1e-5, at most by {difference.max():.1e}")
     assert flipped <= len(sentences) // 10
+
+
+def test_example_of_two_stages(student_and_text, tmp_path):
+    """With one step a stage: that the example runs as it stands, not what it reaches."""
+    example = Path(__file__).parent.parent / "examples" / "two_stages.py"
+    result = subprocess.run(
+        [sys.executable, example, tmp_path, "1"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "eval_accuracy" in result.stdout
+    assert any(label in result.stdout.splitlines()[-1] for label in ("negative", "neutral", "positive"))
+    assert (tmp_path / "student" / "README.md").is_file()

@@ -13,3 +13,9 @@ ROOT = Path(__file__).parent.parent
 def test_style(command):
     result = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_ci_runs_the_command_of_the_readme():
+    command = 'pip install -c constraints.txt -e ".[quickstart,test]" && pytest'
+    for file in ("README.md", ".ci/run"):
+        assert command in (ROOT / file).read_text().splitlines(), file
