@@ -59,7 +59,7 @@ class SpikeBertConfig(PreTrainedConfig):
     """
 
     model_type = "spikebert"
-    keys_to_ignore_at_inference = ["hidden_states", "hidden_states_per_step", "firing_rates", "projected_states"]
+    keys_to_ignore_at_inference = ["hidden_states", "hidden_states_per_step", "firing_rates"]
 
     vocab_size: int = 30522
     hidden_size: int = 768

@@ -369,3 +369,12 @@ def test_files_and_metrics_need_no_network(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "{'accuracy': 1.0, 'f1': 1.0}"
+
+
+def test_splits_of_a_data_set_by_name(tmp_path):
+    """`load_dataset` takes a folder as it takes a name on the Hub."""
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("text,label\nfine day,good\nrainy day,bad\n")
+    text = load_labelled(f"{tmp_path}:train", f"{tmp_path}:validation")
+    assert text.label_names == ["bad", "good"]
+    assert text.validation["label"] == [1, 0]

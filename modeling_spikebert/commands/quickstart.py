@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> None:
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"spikebert quickstart: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\nspikebert quickstart: interrupted; {args.output_dir} keeps the checkpoints written so far.")
+        sys.exit(f"\nspikebert quickstart: interrupted; {args.output_dir} keeps the stages that were finished.")
 
 
 def run(args: QuickstartArguments) -> dict[str, Any]:
@@ -176,7 +177,9 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     _plot(histories, comparison["accuracy"], folder / "curves.png")
 
     _say("Classifying in a fresh process, from the student's folder")
-    _classify(folder / "student", text.validation["text"][:4])
+    shutil.rmtree(folder / "training")  # nothing is in it: each stage was saved when it was done
+    legible = [sentence for sentence in text.validation["text"] if "\N{REPLACEMENT CHARACTER}" not in sentence]
+    _classify(folder / "student", legible[:4])
     minutes = (time.perf_counter() - start) / 60
     print(f"\nDone in {minutes:.1f} minutes. {folder} holds student/, stage1/, teacher/, metrics.json and curves.png.")
     return report
@@ -237,6 +240,7 @@ def _options(args: QuickstartArguments, folder: Path, steps: int) -> dict[str, A
         "logging_steps": max(1, steps // 20),
         "logging_nan_inf_filter": False,
         "save_strategy": "no",  # each stage is saved when it is done
+        "dataloader_pin_memory": torch.cuda.is_available(),  # or it warns that there is no accelerator
         "report_to": [],
         "seed": args.seed,
     }

@@ -116,7 +116,7 @@ class DistillationTrainer(Trainer):
         total = sum(weights[name] * value for name, value in losses.items())  # [B]
         assert isinstance(total, Tensor)
         self._check_finite(total, losses)
-        self._add_to_log({"total": total, **losses})
+        self._add_to_log(losses, len(total))
 
         # The Trainer averages gradients over processes, num_items_in_batch counts the sentences of all of them.
         count = len(total) if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
@@ -164,12 +164,11 @@ class DistillationTrainer(Trainer):
         # Evaluation switches the student to eval mode, not the wrapper (DDP) around it.
         return "train" if self.student.training else "eval"
 
-    def _add_to_log(self, losses: dict[str, Tensor]) -> None:
+    def _add_to_log(self, losses: dict[str, Tensor], sentences: int) -> None:
         sums = self._sums[self._mode()]
         for name, value in losses.items():
-            if name != "total":
-                sums[name] += value.detach().sum()
-        sums["sentences"] += len(losses["total"])
+            sums[name] += value.detach().sum()
+        sums["sentences"] += sentences
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         output = super().predict(*args, **kwargs)
