@@ -1,18 +1,19 @@
 """Distils a SpikeBERT student from a BERT-like teacher, one stage a run, or fine-tunes a model without a teacher.
 
     # a BERT becomes the teacher of a task
-    python examples/run_distillation.py --model_name_or_path bert-base-uncased \
+    python examples/run_distillation.py --model_name_or_path google-bert/bert-base-uncased \
         --train_file train.csv --validation_file validation.csv --output_dir runs/teacher --num_train_epochs 3
     # stage 1, on unlabelled text
     accelerate launch examples/run_distillation.py --stage general --teacher runs/teacher \
-        --student_config '{"num_hidden_layers": 6}' --train_file text.parquet --output_dir runs/stage1
+        --student_config '{"num_hidden_layers": 6}' --train_file text.parquet --output_dir runs/stage1 \
+        --learning_rate 5e-4 --num_train_epochs 1
     # stage 2, on the task
     accelerate launch examples/run_distillation.py --stage task --teacher runs/teacher \
         --model_name_or_path runs/stage1 --output_dir runs/student \
-        --train_file train.csv --validation_file validation.csv
+        --train_file train.csv --validation_file validation.csv --learning_rate 5e-4 --num_train_epochs 3
 
-All options may stand in one json or yaml file instead: `run_distillation.py recipe.yaml`. Data are csv, json lines or
-parquet files, or splits on the Hub (`name:split`). After an interruption, add `--resume_from_checkpoint FOLDER`.
+All options may stand in one json or yaml file instead: `run_distillation.py recipe.yaml` (yaml wants `5.0e-4`). Data
+are csv, json lines or parquet files, or splits on the Hub (`name:split`). After an interruption, add `--resume_from_checkpoint FOLDER`.
 """
 
 import json
@@ -173,10 +174,11 @@ def distillation_trainer(
         **tokenized(train, validation, tokenizer, data_args),
         **kwargs,
     )
-    if Path(data_args.train_file).is_file():
-        trainer.card_options["dataset"] = Path(data_args.train_file).name
+    measured = data_args.validation_file or data_args.train_file
+    if Path(measured).is_file():
+        trainer.card_options["dataset"] = Path(measured).name
     else:
-        trainer.card_options["dataset_tags"] = data_args.train_file.split(":")[0]
+        trainer.card_options["dataset_tags"] = measured.split(":")[0]
     return trainer
 
 
@@ -215,4 +217,7 @@ def tokenized(train: Dataset, validation: Dataset | None, tokenizer: Any, data_a
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
+        sys.exit(f"run_distillation.py: {error}")

@@ -68,4 +68,6 @@ def main(folder: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
+        sys.exit("usage: two_stages.py FOLDER STEPS")
     main(Path(sys.argv[1]), steps=int(sys.argv[2]))

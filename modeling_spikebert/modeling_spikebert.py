@@ -10,7 +10,7 @@ with `shortcut="membrane"` neurons stand in front of a branch (`input_neuron`), 
 with `shortcut="spike"`, as published, they stand behind it (`output_neuron`), and the shortcut is a sum of spikes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -286,16 +286,19 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             teacher: an encoder with BERT's embeddings (BERT, RoBERTa, DistilBERT, ELECTRA, MiniLM, ...).
 
         Raises:
-            ValueError: the teacher is not such an encoder.
+            ValueError: the teacher is not such an encoder, or an override is no field of the config.
         """
         check_encoder(teacher)
+        unknown = overrides.keys() - {field.name for field in fields(SpikeBertConfig)} - {"num_labels"}
+        if unknown:
+            raise ValueError(f"SpikeBertConfig has no field {sorted(unknown)}. Check the spelling.")
         config: Any = teacher.config
         source: Any = teacher.base_model.embeddings
         positions = getattr(source, "position_embeddings", None)
         types = getattr(source, "token_type_embeddings", None)
         # RoBERTa counts positions from padding_idx + 1.
         first_position = 0 if positions is None or positions.padding_idx is None else positions.padding_idx + 1
-        fields: dict[str, Any] = {
+        inherited: dict[str, Any] = {
             "vocab_size": source.word_embeddings.num_embeddings,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_hidden_layers,
@@ -313,8 +316,8 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             "problem_type": config.problem_type,
         }
         if not overrides.keys() & {"num_labels", "id2label", "label2id"}:
-            fields |= {"id2label": config.id2label, "label2id": config.label2id}
-        student = cls(SpikeBertConfig(**(fields | overrides)))
+            inherited |= {"id2label": config.id2label, "label2id": config.label2id}
+        student = cls(SpikeBertConfig(**(inherited | overrides)))
 
         target: Any = student.base_model.embeddings
         weights: dict[str, Tensor] = {"word_embeddings": source.word_embeddings.weight}

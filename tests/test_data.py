@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny_training import tiny_tokenizer
-from transformers import EvalPrediction
+from transformers import BertTokenizerFast, EvalPrediction
 
 from modeling_spikebert.data import (
     DataError,
@@ -378,3 +378,11 @@ def test_splits_of_a_data_set_by_name(tmp_path):
     text = load_labelled(f"{tmp_path}:train", f"{tmp_path}:validation")
     assert text.label_names == ["bad", "good"]
     assert text.validation["label"] == [1, 0]
+
+
+def test_tokenizer_without_words(tmp_path):
+    """What `AutoTokenizer` makes of a BERT's folder without tokenizer files."""
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
+    tokenizer = BertTokenizerFast.from_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"has no words.*save_pretrained"):
+        tokenize(Dataset.from_dict({"text": ["fine day"]}), tokenizer, 8)

@@ -1092,3 +1092,10 @@ def test_without_positions_the_length_is_free():
 def test_wrong_labels_raise_with_their_cause(problem, labels, message):
     with pytest.raises(ValueError, match=message):
         classifier(problem_type=problem)(IDS, labels=labels)
+
+
+def test_from_teacher_refuses_a_misspelt_field():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    teacher = transformers.BertModel(transformers.BertConfig(vocab_size=64, **sizes))
+    with pytest.raises(ValueError, match=r"no field .*'num_time_step'"):
+        SpikeBertModel.from_teacher(teacher, num_time_step=8)

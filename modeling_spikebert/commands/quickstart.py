@@ -63,21 +63,25 @@ class QuickstartArguments:
     def __post_init__(self) -> None:
         if (self.train_file is None) != (self.validation_file is None):
             raise DataError("Pass both --train-file and --validation-file, or neither.")
-        sizes = ("num_hidden_layers", "num_time_steps", "batch_size", "max_length")
+        sizes = ("num_hidden_layers", "num_time_steps", "batch_size")
         for name in ("teacher_steps", "general_steps", "task_steps", *sizes):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
+        if self.max_length < 3:
+            raise ValueError(f"--max-length must be at least 3, got {self.max_length}: two tokens are special ones.")
+        for name in ("teacher_learning_rate", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
 
 
 def main(arguments: list[str]) -> None:
     parser = HfArgumentParser(cast(Any, QuickstartArguments), prog="spikebert quickstart", description=__doc__)
     try:
-        (args,) = parser.parse_args_into_dataclasses(arguments)
-        run(args)
+        run(*parser.parse_args_into_dataclasses(arguments))
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"spikebert quickstart: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\nspikebert quickstart: interrupted; {args.output_dir} keeps the stages that were finished.")
+        sys.exit("\nspikebert quickstart: interrupted; the run folder keeps the stages that were finished.")
 
 
 def run(args: QuickstartArguments) -> dict[str, Any]:
@@ -152,7 +156,12 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     actual = np.array(validation["labels"])
     predicted = {NAMES[0]: np.full_like(actual, np.bincount(train["labels"]).argmax())}
     # Plain trainers: those above group sentences by length, in evaluation too, and would return them in another order.
-    plain = TrainingArguments(str(folder / "training"), per_device_eval_batch_size=64, report_to=[])
+    plain = TrainingArguments(
+        str(folder / "training"),
+        per_device_eval_batch_size=64,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=[],
+    )
     for name, model in zip(NAMES[1:], (teacher, alone.model, student), strict=True):
         predicted[name] = np.argmax(Trainer(model, plain, **data).predict(validation).predictions, axis=-1)
     comparison = compare(predicted, actual)

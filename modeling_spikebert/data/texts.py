@@ -80,7 +80,10 @@ def match_labels(text: LabelledText, id2label: dict[int, str]) -> LabelledText:
     if text.label_names == [str(i) for i in range(len(theirs))]:
         return LabelledText(text.train, text.validation, theirs)
     if sorted(text.label_names) != sorted(theirs):
-        raise DataError(f"The data have the labels {text.label_names}, the teacher has {theirs}.")
+        raise DataError(
+            f"The data have the labels {text.label_names}, the teacher has {theirs}. Fine-tune the teacher on this "
+            "task first, or rename its id2label."
+        )
     ids = [theirs.index(name) for name in text.label_names]
 
     def renumber(row: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +93,16 @@ def match_labels(text: LabelledText, id2label: dict[int, str]) -> LabelledText:
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Replaces the text by token ids of at most `max_length` tokens; labels stay, as `labels`."""
+    """Replaces the text by token ids of at most `max_length` tokens; labels stay, as `labels`.
+
+    Raises:
+        DataError: the tokenizer has no words, as one has that is read from a folder without tokenizer files.
+    """
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise DataError(
+            f"The tokenizer ({tokenizer.name_or_path}) has no words, only {tokenizer.all_special_tokens}. Are its "
+            "files in the folder? Save it there: tokenizer.save_pretrained(folder)."
+        )
 
     def encode(batch: dict[str, Any]) -> dict[str, Any]:
         encoded = dict(tokenizer(batch["text"], truncation=True, max_length=max_length))
@@ -116,7 +128,9 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):
                 raise DataError(f"{source}: there are no rows. At least one sentence is needed.") from error
-            raise DataError(f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}") from error
+            raise DataError(
+                f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}. It must be whole and in UTF-8."
+            ) from error
     elif ":" in source:
         *name, split = source.split(":")
         try:
@@ -130,8 +144,8 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
     for column in (text_column, label_column):
         if column is not None and column not in table.column_names:
             raise DataError(
-                f"{source}: no column {column!r}; it has {table.column_names}. Name the right one with text_column or "
-                "label_column."
+                f"{source}: no column {column!r}; it has {table.column_names}. Name the right one (text_column, "
+                "label_column); a csv must be separated by commas."
             )
     if not len(table):
         raise DataError(f"{source}: there are no rows. At least one sentence is needed.")

@@ -37,9 +37,9 @@ integrate-and-fire neurons; {shortcut}.
 
 ## Limits
 
-It learned from one data set{dataset_sentence} and repeats what is wrong or one-sided in it. Text from elsewhere and
-other languages were not tried. Low firing rates save energy on hardware that skips silent synapses; on a CPU or GPU
-this model computes more than a BERT of its size.
+It repeats what is wrong or one-sided in its training data. Text from elsewhere and other languages were not
+tried. Low firing rates save energy on hardware that skips silent synapses; on a CPU or GPU this model computes more
+than a BERT of its size.
 """
 
 # `.` is the folder of the card, where there is no repository.
@@ -140,7 +140,6 @@ def model_card(
         usage=(CLASSIFY if classifies else ENCODE).format(location=repository or "."),
         results=_table({name: metrics, **(comparison or {})}, shown_dataset, split) if metrics else "Not measured.",
         training="\n".join(f"- {key}: {value}" for key, value in (training or {}).items()) or "Not recorded.",
-        dataset_sentence=f", {shown_dataset}," if shown_dataset else "",
     )
     return ModelCard(content)
 
