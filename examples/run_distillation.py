@@ -13,7 +13,8 @@
         --train_file train.csv --validation_file validation.csv --learning_rate 5e-4 --num_train_epochs 3
 
 All options may stand in one json or yaml file instead: `run_distillation.py recipe.yaml` (yaml wants `5.0e-4`). Data
-are csv, json lines or parquet files, or splits on the Hub (`name:split`). After an interruption, add `--resume_from_checkpoint FOLDER`.
+are csv, json lines or parquet files, or splits on the Hub (`name:split`). After an interruption, add
+`--resume_from_checkpoint FOLDER`.
 """
 
 import json
