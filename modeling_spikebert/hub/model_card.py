@@ -9,8 +9,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, Trainer
 
-from ..modeling_spikebert import SpikeBertForSequenceClassification
-
 BODY = """---
 {metadata}
 ---
@@ -105,7 +103,7 @@ def model_card(
     config: Any = model.config
     metrics = dict(metrics or {})
     shown_dataset = dataset_name or dataset
-    classifies = isinstance(model, SpikeBertForSequenceClassification)
+    classifies = "ForSequenceClassification" in type(model).__name__  # by name: remote code brings classes of its own
     data = ModelCardData(
         language=language,
         license=license,
