@@ -1,0 +1,516 @@
+"""Counts what a model computes on given sentences, layer by layer, with forward hooks; `docs/energy.md` has the rules.
+
+Everything is summed over the sentences of all batches and stays a whole number; `report.py` divides and prices it.
+Padding counts where the model counts it (`mask_padding=False`), else a sentence costs what it costs alone.
+
+Shapes: `T` time steps, `B` batch, `L` tokens, `H` heads, `D` hidden; `n` tokens that count in a sentence.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import PreTrainedModel
+
+from ..modeling_spikebert import check_encoder
+
+# What an input can be, from the cheapest to the dearest; a layer has the dearest of what it saw.
+INPUT_KINDS = ("binary", "ternary", "integer", "real")
+
+# Encoders of transformers whose attention is softmax(q k^T / sqrt(d)) v and nothing else.
+PLAIN_ENCODERS = ("bert", "camembert", "distilbert", "electra", "ernie", "roberta", "xlm-roberta")
+
+# Modules that only call others, or whose own computation has a rule below.
+CONTAINERS = ("ModuleList", "Sequential", "ModuleDict")
+SPIKEBERT = (
+    "SpikeBertEmbeddings",
+    "SpikeBertEncoder",
+    "SpikeBertEncoding",
+    "SpikeBertForSequenceClassification",
+    "SpikeBertLayer",
+    "SpikeBertMLP",
+    "SpikeBertModel",
+    "SpikeBertSelfAttention",
+)
+FREE = (nn.Dropout, nn.Identity, nn.Embedding)  # a lookup is memory traffic, which its `embeddings` row has
+
+
+@dataclass
+class Signal:
+    """Values that a layer reads or a neuron writes, over all sentences.
+
+    Args:
+        kind: one of `INPUT_KINDS`.
+        entries: number of values, over real tokens and over padding.
+        nonzero: how many are not 0, likewise.
+        magnitude: sum of their absolute values, likewise; the number of spikes.
+        nonzero_per_step: over real tokens, for each time step.
+    """
+
+    kind: str = "binary"
+    entries: dict[str, int] = field(default_factory=lambda: {"real": 0, "padding": 0})
+    nonzero: dict[str, int] = field(default_factory=lambda: {"real": 0, "padding": 0})
+    magnitude: dict[str, int] = field(default_factory=lambda: {"real": 0, "padding": 0})
+    nonzero_per_step: list[int] = field(default_factory=list)
+
+    def add(self, other: "Signal") -> None:
+        self.kind = max(self.kind, other.kind, key=INPUT_KINDS.index)
+        for mine, theirs in (
+            (self.entries, other.entries),
+            (self.nonzero, other.nonzero),
+            (self.magnitude, other.magnitude),
+        ):
+            for tokens in mine:
+                mine[tokens] += theirs[tokens]
+        steps = max(len(self.nonzero_per_step), len(other.nonzero_per_step))
+        mine, theirs = (s.nonzero_per_step + [0] * (steps - len(s.nonzero_per_step)) for s in (self, other))
+        self.nonzero_per_step = [a + b for a, b in zip(mine, theirs, strict=True)]
+
+
+@dataclass
+class LayerCount:
+    """What one layer did, over all sentences.
+
+    Args:
+        name: path of the module; a product or shortcut inside of it has a further name.
+        part: what it is, see `PARTS` in `report.py`.
+        num_time_steps: how often it runs in a forward pass.
+        dense_macs: products of one time step, as if all inputs were real.
+        active_synapses: products whose input is not 0, over all time steps.
+        synaptic_events: the same, each counted as often as the input's absolute value says.
+        additions: further additions and comparisons.
+        multiplications: further multiplications, each with the addition that may follow it.
+        input: what its synapses read.
+        output: spikes, if it is a layer of neurons.
+        traffic: values read and written beside the input, by kind; see `INPUT_KINDS`.
+        type_name: of a module that has no rule: it is counted as dense products of real values.
+    """
+
+    name: str
+    part: str
+    num_time_steps: int = 1
+    dense_macs: int = 0
+    active_synapses: int = 0
+    synaptic_events: int = 0
+    additions: int = 0
+    multiplications: int = 0
+    input: Signal = field(default_factory=Signal)
+    output: Signal | None = None
+    traffic: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INPUT_KINDS, 0))
+    type_name: str | None = None
+
+
+@dataclass
+class Counts:
+    """All layers in the order in which they ran, and what they ran on."""
+
+    layers: dict[str, LayerCount] = field(default_factory=dict)
+    num_sentences: int = 0
+    num_tokens: int = 0
+    num_padding: int = 0
+    longest: int = 0
+    padding_counts: bool = False
+
+
+def count_operations(model: PreTrainedModel, inputs: Any) -> Counts:
+    """Runs the model on `inputs` (see `estimate_energy`) and counts."""
+    counter = _Counter(model, is_spiking(model))
+    was_training = model.training
+    model.eval()
+    with ExitStack() as stack:
+        stack.callback(model.train, was_training)
+        for name, module in model.named_modules():
+            hook = counter.hook_for(name, module)
+            if hook is not None:
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        for batch in check_batches(inputs):
+            counter.run(model_arguments(model, batch))
+    if not counter.counts.num_sentences:
+        raise ValueError("There are no sentences to count: the inputs are empty. Pass at least one encoded batch.")
+    return counter.counts
+
+
+def is_spiking(model: Any) -> bool:
+    """Whether it is a SpikeBERT (True) or a BERT-like encoder (False).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if getattr(getattr(model, "config", None), "model_type", None) == "spikebert":
+        return True
+    try:
+        check_encoder(model)
+    except ValueError as error:
+        raise ValueError(
+            f"An energy account needs a SpikeBERT model or a BERT-like encoder, got {type(model).__name__}. Load a "
+            "checkpoint with AutoModelForSequenceClassification.from_pretrained."
+        ) from error
+    return False
+
+
+def check_batches(inputs: Any) -> Iterable[Mapping[str, Any]]:
+    """Yields encoded batches, from one batch or from an iterable of them; refuses other things by name."""
+    if isinstance(inputs, Mapping) or hasattr(inputs, "input_ids"):
+        inputs = [inputs]
+    if isinstance(inputs, (str, Tensor)) or not isinstance(inputs, Iterable):
+        raise ValueError(
+            f"The inputs must be an encoded batch (tokenizer(..., return_tensors='pt')) or an iterable of such, got "
+            f"{type(inputs).__name__}."
+        )
+    for batch in inputs:
+        ids = batch.get("input_ids") if hasattr(batch, "get") else None
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            raise ValueError(
+                "Each batch must hold input_ids as a tensor [B, L], as tokenizer(..., padding=True, "
+                "return_tensors='pt') returns it."
+            )
+        yield batch
+
+
+def model_arguments(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a batch that the model takes, without labels, on its device."""
+    taken = inspect.signature(model.forward).parameters.keys() - {"labels"}
+    return {name: value.to(model.device) for name, value in batch.items() if name in taken}
+
+
+@dataclass
+class Look:
+    """A signal and where it is not 0: the number of neurons at each time step and token, `[..., L]`."""
+
+    signal: Signal
+    nonzero: Tensor | None
+
+
+class _Counter:
+    """Holds the counts while hooks fill them."""
+
+    def __init__(self, model: PreTrainedModel, spiking: bool):
+        self.model = model
+        self.config: Any = model.config
+        self.spiking = spiking
+        self.counts = Counts(padding_counts=spiking and not self.config.mask_padding)
+        self.base_names = {name for name, module in model.named_modules() if module is model.base_model}
+        self.unknown_containers: dict[str, nn.Module] = {}
+        # The last tensor that was looked at: query, key and value read the same one.
+        self._last: tuple[Tensor, Look] | None = None
+
+    def run(self, arguments: dict[str, Any]) -> None:
+        ids = arguments["input_ids"]
+        mask = arguments.get("attention_mask")
+        self.real = (torch.ones_like(ids) if mask is None else mask).bool()  # [B, L]
+        self.counted = torch.ones_like(self.real) if self.counts.padding_counts else self.real
+        self.lengths = self.counted.sum(1)  # [B]
+        self.batch, self.width = ids.shape
+        self.tokens = int(self.lengths.sum())
+        self.num_real = int(self.real.sum())
+        self.num_padding = self.real.numel() - self.num_real
+        self.token_pairs = int(self.lengths.square().sum())
+        with torch.no_grad():
+            if not self.unknown_containers:
+                self.model(**arguments)
+            else:
+                with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops:
+                    self.model(**arguments)
+                self.count_own_products(flops.get_flop_counts())
+        self._last = None
+        counts = self.counts
+        counts.num_sentences += self.batch
+        counts.num_tokens += self.num_real
+        counts.num_padding += self.num_padding
+        counts.longest = max(counts.longest, int(self.lengths.max()) if self.batch else 0)
+
+    def hook_for(self, name: str, module: nn.Module) -> Callable[..., None] | None:
+        rule = self.rule_for(name, module)
+        if rule is None:
+            return None
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            rule(name, module, args, output)
+
+        return hook
+
+    def rule_for(self, name: str, module: nn.Module) -> Callable[[str, Any, tuple[Any, ...], Any], None] | None:
+        kind = type(module).__name__  # by name: remote code brings classes of its own
+        if isinstance(module, nn.Linear):
+            return self.linear
+        if isinstance(module, nn.LayerNorm):
+            return self.layer_norm
+        if kind == "SpikeBertNeuron":
+            return self.neuron
+        if kind == "SpikeBertSelfAttention":
+            return self.spiking_attention
+        if kind == "SpikeBertMLP":
+            return self.shortcut
+        if kind == "SpikeBertEncoding":
+            return self.encoding if module.sign else None
+        if module is getattr(self.model.base_model, "embeddings", None):
+            return self.embeddings
+        if isinstance(module, FREE) or kind in CONTAINERS:
+            return None
+        if name == "" and self.spiking and kind in SPIKEBERT:
+            return self.pooling
+        if self.spiking and kind in SPIKEBERT:
+            return None
+        if not self.spiking and self.config.model_type in PLAIN_ENCODERS and not is_leaf(module):
+            if kind.endswith("SelfAttention"):
+                return self.softmax_attention
+            return self.residual_additions if name in self.base_names else None
+        if is_leaf(module):
+            activation = type(module).__module__ in ("torch.nn.modules.activation", "transformers.activations")
+            return self.activation if activation and not list(module.parameters()) else self.unknown_leaf
+        self.unknown_containers[name] = module
+        return None
+
+    # Looking at tensors
+
+    def look(self, x: Tensor) -> "Look":
+        """What `x` is and how much of it is not 0. Shapes: `[T, B, L, D]`, `[B, L, D]`, else all counts as real."""
+        if self._last is not None and self._last[0] is x:
+            return self._last[1]
+        signal, nonzero = Signal(), None
+        if self.has_tokens(x):
+            per_token = x.numel() // self.real.numel()
+            signal.entries = {"real": per_token * self.num_real, "padding": per_token * self.num_padding}
+        else:
+            signal.entries["real"] = x.numel()
+        signal.kind = kind_of(x)
+        if signal.kind != "real":
+            spikes = x if signal.kind == "binary" else x != 0
+            nonzero = spikes.sum(-1, dtype=torch.float32)  # [..., L]
+            self.sum_tokens(nonzero, signal.nonzero, signal.nonzero_per_step)
+            if signal.kind == "integer":
+                self.sum_tokens(x.abs().sum(-1, dtype=torch.float64), signal.magnitude, [])
+            else:
+                signal.magnitude = signal.nonzero
+        self._last = (x, Look(signal, nonzero))
+        return self._last[1]
+
+    def sum_tokens(self, values: Tensor, sums: dict[str, int], per_step: list[int]) -> None:
+        """Sums `values` `[T, B, L]` or `[B, L]` over real tokens and over padding; others as if all were real."""
+        if values.shape[-2:] != self.real.shape:
+            sums["real"] = int(values.sum(dtype=torch.float64))
+            return
+        steps = values.sum((-2, -1), dtype=torch.float64).reshape(-1)
+        if self.num_padding:
+            of_real = (values * self.real).sum((-2, -1), dtype=torch.float64).reshape(-1)
+            sums["padding"] = int((steps - of_real).sum())
+            steps = of_real
+        per_step += [int(step) for step in steps.tolist()]
+        sums["real"] = sum(per_step)
+
+    def has_tokens(self, x: Tensor) -> bool:
+        return x.dim() >= 3 and x.shape[-3:-1] == (self.batch, self.width)
+
+    def over_counted(self, numbers: dict[str, int]) -> int:
+        return numbers["real"] + (numbers["padding"] if self.counts.padding_counts else 0)
+
+    def vectors(self, x: Tensor) -> int:
+        """How many vectors of the last dimension count, over all time steps."""
+        if not self.has_tokens(x):
+            return x.numel() // x.shape[-1]
+        return self.tokens * (x.shape[0] if x.dim() == 4 else 1)
+
+    def layer(self, name: str, part: str, like: Tensor) -> LayerCount:
+        layer = self.counts.layers.setdefault(name, LayerCount(name, part))
+        layer.num_time_steps = like.shape[0] if like.dim() == 4 else 1
+        return layer
+
+    # Rules: name, module, positional arguments, output
+
+    def linear(self, name: str, module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
+        (x,) = args
+        head = self.model.base_model is not self.model and not name.startswith(self.model.base_model_prefix + ".")
+        layer = self.layer(name, "head" if head else "linear", x)
+        signal = self.look(x).signal
+        layer.input.add(signal)
+        layer.dense_macs += self.vectors(x) // layer.num_time_steps * module.weight.numel()
+        layer.active_synapses += self.over_counted(signal.nonzero) * module.out_features
+        layer.synaptic_events += self.over_counted(signal.magnitude) * module.out_features
+        layer.traffic["real"] += self.batch * parameters_of(module) + self.vectors(x) * module.out_features
+
+    def layer_norm(self, name: str, module: nn.LayerNorm, args: tuple[Any, ...], output: Tensor) -> None:
+        (x,) = args
+        layer, vectors, width = self.layer(name, "layer_norm", x), self.vectors(x), x.shape[-1]
+        layer.input.add(self.look(x).signal)
+        # Sum, centre, epsilon; then square and sum, two divisions by the width, root, scale, weight and bias.
+        layer.additions += vectors * (2 * width + 1)
+        layer.multiplications += vectors * ((3 if module.elementwise_affine else 2) * width + 3)
+        layer.traffic["real"] += self.batch * parameters_of(module) + vectors * width
+
+    def neuron(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        (current,) = args
+        layer = self.layer(name, "neuron", current)
+        spikes = self.look(output).signal
+        layer.output = layer.output or Signal()
+        layer.output.add(spikes)
+        layer.input.add(Signal("real", spikes.entries))
+        updates = self.over_counted(spikes.entries)
+        # h = v + (x - (v - r)) / tau: the factor 1 / tau with its addition; x - v; v - r if r is not 0; the comparison;
+        # and one addition for each spike that resets its membrane.
+        layer.multiplications += updates
+        layer.additions += updates * (3 if module.v_reset else 2) + self.over_counted(spikes.nonzero)
+        layer.traffic["binary"] += updates
+        layer.traffic["real"] += 2 * updates  # the membrane, read and written
+
+    def encoding(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        (embeddings,) = args
+        layer = self.layer(name, "embedding", embeddings)
+        layer.input.add(self.look(embeddings).signal)
+        compared = self.vectors(embeddings) * embeddings.shape[-1]
+        layer.additions += compared
+        layer.traffic["binary"] += compared
+
+    def embeddings(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        layer = self.counts.layers.setdefault(name, LayerCount(name, "embedding"))
+        tables = [table for table in module.children() if isinstance(table, nn.Embedding)]
+        values = self.tokens * module.word_embeddings.embedding_dim
+        layer.input.kind = "integer"  # ids, which select rows
+        layer.additions += (len(tables) - 1) * values
+        layer.traffic["real"] += (len(tables) + 1) * values  # rows read, their sum written
+
+    def spiking_attention(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        branch, (_, query, key, value, _) = output
+        self.shortcut(name, module, args, (branch, ()))
+        width, heads = query.shape[-1], module.num_heads
+        # Padding has been taken out of key and value already. These counts are exact in float32, their sums in float64.
+        query_sums = (query * self.counted.unsqueeze(-1)).sum(2, dtype=torch.float32)  # [T, B, D]
+        key_sums = key.sum(2, dtype=torch.float32)  # [T, B, D]
+        # Spikes that fall on key j from all queries, and spikes of value j, head by head.
+        arriving = (query_sums.unsqueeze(2) * key).unflatten(-1, (heads, -1)).sum(-1)  # [T, B, L, H]
+        leaving = value.unflatten(-1, (heads, -1)).sum(-1, dtype=torch.float32)  # [T, B, L, H]
+
+        looks = {"query": self.look(query), "key": self.look(key), "value": self.look(value)}
+        kind = max((look.signal.kind for look in looks.values()), key=INPUT_KINDS.index)
+        for product, operand, events in (
+            ("scores", "query", (query_sums * key_sums).sum(dtype=torch.float64)),
+            ("context", "value", (arriving * leaving).sum(dtype=torch.float64)),
+        ):
+            layer = self.layer(f"{name}.{product}", "attention", query)
+            layer.input.add(looks[operand].signal)
+            layer.input.kind = max(layer.input.kind, kind, key=INPUT_KINDS.index)
+            layer.dense_macs += self.token_pairs * width
+            nonzero = looks[operand].nonzero  # [T, B, L]
+            if nonzero is not None:
+                per_sentence = (nonzero.sum(0) * self.counted).sum(1, dtype=torch.float64)
+                layer.active_synapses += int((per_sentence * self.lengths).sum())
+                layer.synaptic_events += int(events)
+        pairs = layer.num_time_steps * heads * self.token_pairs
+        scores, context = (self.counts.layers[f"{name}.{product}"] for product in ("scores", "context"))
+        results = layer.num_time_steps * self.tokens * width
+        scores.traffic["binary"] += results  # keys; queries are the input
+        scores.traffic["integer"] += pairs
+        context.traffic["integer"] += pairs
+        context.traffic["real"] += results
+        context.multiplications += results  # attention_scale
+
+    def shortcut(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        branch = output[0]
+        layer = self.layer(f"{name}.shortcut", "shortcut", branch)
+        signal = self.look(branch).signal
+        layer.input.add(signal)
+        values = self.over_counted(signal.entries)
+        layer.additions += values if signal.kind == "real" else self.over_counted(signal.magnitude)
+        layer.traffic["real" if signal.kind == "real" else "integer"] += 2 * values  # the stream, read and written
+
+    def pooling(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        """Mean over time steps and, with a classifier, over tokens."""
+        layer = self.counts.layers.setdefault("pooling", LayerCount("pooling", "head"))
+        width, steps = self.config.hidden_size, self.config.num_time_steps
+        values = self.tokens * width
+        layer.input.kind = "real"
+        layer.input.entries["real"] += steps * values
+        layer.additions += steps * values
+        layer.multiplications += values
+        if module is not module.base_model:
+            layer.additions += values
+            layer.multiplications += self.batch * width
+        layer.traffic["real"] += (self.batch * width) if module is not module.base_model else values
+
+    def softmax_attention(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        values, pairs = self.tokens * width, heads * self.token_pairs
+        for product in ("scores", "context"):
+            layer = self.counts.layers.setdefault(f"{name}.{product}", LayerCount(f"{name}.{product}", "attention"))
+            layer.input.kind = "real"
+            layer.input.entries["real"] += values
+            layer.dense_macs += self.token_pairs * width
+            layer.traffic["real"] += values + pairs  # the other operand, or the result
+        scores = self.counts.layers[f"{name}.scores"]
+        # Softmax: greatest, difference, sum; then the scale, the exponential and the division.
+        scores.additions += 3 * pairs
+        scores.multiplications += 3 * pairs
+
+    def residual_additions(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        layer = self.counts.layers.setdefault("shortcut", LayerCount("shortcut", "shortcut"))
+        values = 2 * self.config.num_hidden_layers * self.tokens * self.config.hidden_size
+        layer.input.kind = "real"
+        layer.input.entries["real"] += values
+        layer.additions += values
+        layer.traffic["real"] += 2 * values
+
+    def activation(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """One MAC for each value: less than any real one costs."""
+        layer = self.layer(name, "activation", output)
+        values = self.vectors(output) * output.shape[-1]
+        layer.input.kind = "real"
+        layer.input.entries["real"] += values
+        layer.multiplications += values
+        layer.traffic["real"] += values
+
+    def unknown_leaf(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        layer = self.layer(name, "unknown", output)
+        layer.type_name = type(module).__name__
+        vectors, weights = self.vectors(output), parameters_of(module)
+        layer.input.kind = "real"
+        layer.dense_macs += vectors // layer.num_time_steps * (weights or output.shape[-1])
+        layer.traffic["real"] += self.batch * weights + vectors * output.shape[-1]
+
+    def count_own_products(self, flops: dict[str, dict[Any, int]]) -> None:
+        """Matrix products that a module without a rule computes itself, at the padded length."""
+        root = type(self.model).__name__
+
+        def total(name: str) -> int:
+            return sum(flops.get(f"{root}.{name}" if name else root, {}).values())
+
+        for name, module in self.unknown_containers.items():
+            children = [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()]
+            own = (total(name) - sum(total(child) for child in children)) // 2  # FLOPs to MACs
+            if own:
+                path = f"{name}.products".lstrip(".")
+                layer = self.counts.layers.setdefault(path, LayerCount(path, "unknown"))
+                layer.type_name = type(module).__name__
+                layer.input.kind = "real"
+                layer.dense_macs += own
+
+
+def kind_of(x: Tensor) -> str:
+    # A few values tell nearly all real-valued tensors apart, without a pass over memory.
+    some = x.flatten()[:64] if x.is_contiguous() else x[..., 0]
+    if torch.equal(some, some.round()):
+        if torch.equal(x, x.square()):
+            return "binary"
+        if torch.equal(x, x.round()):
+            return "ternary" if x.abs().max() <= 1 else "integer"
+    return "real"
+
+
+def is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def parameters_of(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _cpu_attention_flops(query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+# torch counts the attention kernels of GPUs, but not the CPU's.
+CPU_ATTENTION: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}

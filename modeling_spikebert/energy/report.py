@@ -1,0 +1,321 @@
+"""`estimate_energy` and its report: counts divided by sentences, priced by two accounts."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .constants import CONSTANTS, PUBLISHED, EnergyConstants
+from .counting import INPUT_KINDS, Counts, LayerCount, Signal, count_operations, is_spiking
+from .measuring import MeasuredCost
+
+# Parts of a model, in the order of tables and pictures.
+PARTS = {
+    "linear": "linear layers",
+    "attention": "attention products",
+    "neuron": "neurons",
+    "layer_norm": "LayerNorm",
+    "activation": "activations",
+    "shortcut": "shortcuts",
+    "embedding": "embeddings, encoding",
+    "head": "pooling, classifier",
+    "unknown": "unknown layers",
+}
+
+FORMULAS = {
+    "published": "SOPs = T x firing rate of the input x MACs of the layer; 4.6 pJ per MAC of real inputs, 0.9 pJ per SOP",
+    "strict": "every addition and multiplication that happens; an integer input k is k additions for each synapse",
+}
+
+
+@dataclass(frozen=True)
+class Account:
+    """Operations and their energy, per sentence.
+
+    Args:
+        synaptic_operations: additions.
+        macs: multiplications, each with an addition.
+        energy_mj: both, in mJ.
+    """
+
+    synaptic_operations: float
+    macs: float
+    energy_mj: float
+
+    @classmethod
+    def price(cls, synaptic_operations: float, macs: float, constants: EnergyConstants) -> "Account":
+        picojoules = synaptic_operations * constants.ac_pj + macs * constants.mac_pj
+        return cls(synaptic_operations, macs, picojoules * 1e-9)
+
+    def to_dict(self) -> dict[str, float]:
+        return vars(self).copy()
+
+
+@dataclass(frozen=True)
+class LayerEnergy:
+    """One layer, or the sum of all; per sentence.
+
+    Args:
+        name: path of the module.
+        part: key of `PARTS`.
+        type_name: of a module that has no rule.
+        num_time_steps: how often it runs.
+        dense_macs: its products in one time step.
+        input: what it reads, over all sentences.
+        output: spikes, if it is a layer of neurons.
+        published: the papers' account.
+        strict: every operation.
+        memory_bytes: read and written.
+        memory_energy_mj: the same in mJ.
+    """
+
+    name: str
+    part: str
+    type_name: str | None
+    num_time_steps: int
+    dense_macs: float
+    input: Signal
+    output: Signal | None
+    published: Account
+    strict: Account
+    memory_bytes: float
+    memory_energy_mj: float
+
+    @property
+    def input_kind(self) -> str:
+        return self.input.kind
+
+    @property
+    def firing_rate(self) -> float | None:
+        """Fraction of inputs of real tokens that are not 0; None for real-valued inputs."""
+        return rate(self.input, self.input.nonzero, "real")
+
+    @property
+    def spikes_per_step(self) -> float | None:
+        """Mean spike count of a neuron in a time step, over real tokens; above the rate where counts exceed 1."""
+        return rate(self.input, self.input.magnitude, "real")
+
+    def to_dict(self) -> dict[str, Any]:
+        output = self.output
+        return {
+            "name": self.name,
+            "part": self.part,
+            "unknown_type": self.type_name,
+            "input_kind": self.input_kind,
+            "firing_rate": self.firing_rate,
+            "firing_rate_padding": rate(self.input, self.input.nonzero, "padding"),
+            "spikes_per_step": self.spikes_per_step,
+            "spikes_per_step_padding": rate(self.input, self.input.magnitude, "padding"),
+            "output_firing_rate": None if output is None else rate(output, output.nonzero, "real"),
+            "output_firing_rate_per_step": None if output is None else rates_per_step(output),
+            "num_time_steps": self.num_time_steps,
+            "dense_macs": self.dense_macs,
+            "published": self.published.to_dict(),
+            "strict": self.strict.to_dict()
+            | {"memory_bytes": self.memory_bytes, "memory_energy_mj": self.memory_energy_mj},
+        }
+
+
+@dataclass
+class EnergyReport:
+    """What a model computes for a sentence, layer by layer, in two accounts; made by `estimate_energy`.
+
+    Args:
+        model_name: name or folder.
+        spiking: whether it is a SpikeBERT.
+        num_time_steps: of the model; 1 if it is not spiking.
+        num_sentences: how many were counted.
+        num_tokens: real tokens of all of them.
+        num_padding: padding tokens of all of them.
+        longest: tokens of the longest sentence.
+        padding_counts: whether padding takes part in the model and in the counts.
+        layers: in the order in which they ran.
+        constants: of the strict account; the published one has its own.
+        measured: latency and joules, if they were measured.
+    """
+
+    model_name: str
+    spiking: bool
+    num_time_steps: int
+    num_sentences: int
+    num_tokens: int
+    num_padding: int
+    longest: int
+    padding_counts: bool
+    layers: list[LayerEnergy]
+    constants: EnergyConstants
+    measured: MeasuredCost | None = None
+
+    @property
+    def dense_macs(self) -> float:
+        """MACs of one sentence, one time step, as if all inputs were real."""
+        return sum(layer.dense_macs for layer in self.layers)
+
+    @property
+    def published(self) -> Account:
+        return self._sum("published", PUBLISHED)
+
+    @property
+    def strict(self) -> Account:
+        return self._sum("strict", self.constants)
+
+    def _sum(self, account: str, constants: EnergyConstants) -> Account:
+        accounts = [getattr(layer, account) for layer in self.layers]
+        return Account.price(sum(a.synaptic_operations for a in accounts), sum(a.macs for a in accounts), constants)
+
+    @property
+    def memory_bytes(self) -> float:
+        return sum(layer.memory_bytes for layer in self.layers)
+
+    @property
+    def memory_energy_mj(self) -> float:
+        return sum(layer.memory_energy_mj for layer in self.layers)
+
+    @property
+    def firing_rate(self) -> float | None:
+        """Spikes of a neuron in a time step, over real tokens and all neurons; None if the model is not spiking."""
+        outputs = [layer.output for layer in self.layers if layer.output is not None]
+        entries = sum(output.entries["real"] for output in outputs)
+        return sum(output.nonzero["real"] for output in outputs) / entries if entries else None
+
+    @property
+    def tokens_per_sentence(self) -> float:
+        """Tokens that count, mean over sentences."""
+        return (self.num_tokens + self.padding_counts * self.num_padding) / self.num_sentences
+
+    @property
+    def flags(self) -> list[str]:
+        """What a reader must know before comparing."""
+        flags = [
+            f"{layer.name}: layers of type {layer.type_name} are not known. Counted as dense MACs of real values."
+            for layer in self.layers
+            if layer.type_name is not None
+        ]
+        if not self.spiking:
+            flags.append("The model is not spiking: all its inputs are real values, every operation is a MAC.")
+        if self.padding_counts and self.num_padding:
+            share = self.num_padding / (self.num_padding + self.num_tokens)
+            flags.append(
+                f"Padding takes part in this model (mask_padding=False): {100 * share:.0f} % of the counted tokens are "
+                "padding, and the figures depend on the batches."
+            )
+        return flags
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for json; figures are per sentence where no other unit is named."""
+        tokens = self.tokens_per_sentence
+        totals: dict[str, Any] = {
+            "dense_macs": self.dense_macs,
+            "published": self.published.to_dict(),
+            "strict": self.strict.to_dict()
+            | {"memory_bytes": self.memory_bytes, "memory_energy_mj": self.memory_energy_mj},
+        }
+        return {
+            "model": self.model_name,
+            "spiking": self.spiking,
+            "num_time_steps": self.num_time_steps,
+            "num_sentences": self.num_sentences,
+            "num_tokens": self.num_tokens,
+            "num_padding": self.num_padding,
+            "longest_sentence": self.longest,
+            "tokens_per_sentence": tokens,
+            "padding_counts": self.padding_counts,
+            "firing_rate": self.firing_rate,
+            **totals,
+            "per_token": _divide(totals, tokens),
+            "layers": [layer.to_dict() | {"per_token": layer_per_token(layer, tokens)} for layer in self.layers],
+            "formulas": FORMULAS,
+            "constants": {"published": PUBLISHED.to_dict(), "strict": self.constants.to_dict()},
+            "flags": self.flags,
+            "measured": None if self.measured is None else self.measured.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        from .tables import layer_table
+
+        return layer_table(self)
+
+
+def estimate_energy(
+    model: PreTrainedModel, inputs: Any, constants: EnergyConstants = CONSTANTS["45nm-fp32"]
+) -> EnergyReport:
+    """Counts the operations of a model on given sentences and prices them.
+
+    The model runs once over the inputs, in eval mode; its outputs and its state stay as they are. See
+    `docs/energy.md` for what is counted and how it compares with published tables.
+
+    Args:
+        model: a SpikeBERT, or a BERT-like encoder; with or without a classifier.
+        inputs: an encoded batch (`tokenizer(..., return_tensors="pt")`), or an iterable of such batches.
+        constants: energy of one operation in the strict account, from `CONSTANTS` or of your own. The published
+            account has the papers' constants.
+
+    Returns:
+        figures per sentence and per token, for each layer and in all.
+
+    Raises:
+        ValueError: the model is neither of both, the inputs are not encoded batches, or there are none.
+    """
+    counts = count_operations(model, inputs)
+    spiking = is_spiking(model)
+    return EnergyReport(
+        model_name=model.config.name_or_path or type(model).__name__,
+        spiking=spiking,
+        num_time_steps=model.config.num_time_steps if spiking else 1,
+        num_sentences=counts.num_sentences,
+        num_tokens=counts.num_tokens,
+        num_padding=counts.num_padding,
+        longest=counts.longest,
+        padding_counts=counts.padding_counts,
+        layers=[_price(layer, counts, constants) for layer in counts.layers.values()],
+        constants=constants,
+    )
+
+
+def _price(layer: LayerCount, counts: Counts, constants: EnergyConstants) -> LayerEnergy:
+    sentences = counts.num_sentences
+    dense = layer.dense_macs * layer.num_time_steps if layer.input.kind == "real" else 0
+    active, events = (0, 0) if layer.input.kind == "real" else (layer.active_synapses, layer.synaptic_events)
+    bits = dict(zip(INPUT_KINDS, (1, 2, 8, constants.real_bits), strict=True))
+    read = layer.input.entries["real"] + counts.padding_counts * layer.input.entries["padding"]
+    memory = read * bits[layer.input.kind] + sum(values * bits[kind] for kind, values in layer.traffic.items())
+    memory_bytes = memory / 8 / sentences
+    return LayerEnergy(
+        name=layer.name,
+        part=layer.part,
+        type_name=layer.type_name,
+        num_time_steps=layer.num_time_steps,
+        dense_macs=layer.dense_macs / sentences,
+        input=layer.input,
+        output=layer.output,
+        published=Account.price(active / sentences, dense / sentences, PUBLISHED),
+        strict=Account.price(
+            (events + layer.additions) / sentences, (dense + layer.multiplications) / sentences, constants
+        ),
+        memory_bytes=memory_bytes,
+        memory_energy_mj=memory_bytes * constants.memory_pj_per_byte * 1e-9,
+    )
+
+
+def rate(signal: Signal, sums: Mapping[str, int], tokens: str) -> float | None:
+    if signal.kind == "real" or not signal.entries[tokens]:
+        return None
+    return sums[tokens] / signal.entries[tokens]
+
+
+def rates_per_step(signal: Signal) -> list[float]:
+    steps = len(signal.nonzero_per_step)
+    return [nonzero * steps / signal.entries["real"] for nonzero in signal.nonzero_per_step]
+
+
+def layer_per_token(layer: LayerEnergy, tokens: float) -> dict[str, Any]:
+    figures = layer.to_dict()
+    return _divide({name: figures[name] for name in ("dense_macs", "published", "strict")}, tokens)
+
+
+def _divide(figures: dict[str, Any], by: float) -> dict[str, Any]:
+    return {
+        name: _divide(value, by) if isinstance(value, dict) else value / by for name, value in figures.items()
+    }
