@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -50,7 +51,10 @@ from modeling_spikebert.data import (
     tokenize,
 )
 from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback
+from modeling_spikebert.energy import compare_energy
 from modeling_spikebert.hub import CodeFilesCallback
+
+NUM_ENERGY_SENTENCES = 100
 
 
 @dataclass
@@ -113,9 +117,25 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    if not isinstance(trainer, DistillationTrainer):  # it writes a card of its own in save_model
+    if isinstance(trainer, DistillationTrainer):  # it writes the card in save_model
+        compare_energies(trainer)
+    else:
         trainer.create_model_card()
     trainer.save_model()  # with --push_to_hub it pushes, too
+
+
+def compare_energies(trainer: DistillationTrainer) -> None:
+    """Prints what student and teacher cost on a few sentences and puts it into the card, also as `energy.json`."""
+    if not trainer.is_world_process_zero():
+        return
+    dataset: Any = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
+    sample = dataset.shuffle(seed=0).select(range(min(NUM_ENERGY_SENTENCES, len(dataset))))
+    batches = DataLoader(sample, batch_size=8, collate_fn=trainer.data_collator)
+    energy = compare_energy(trainer.student, trainer.teacher, batches)
+    print(f"Theoretical energy on {len(sample)} sentences:\n{energy}")
+    (Path(str(trainer.args.output_dir)) / "energy.json").write_text(json.dumps(energy.to_dict(), indent=2))
+    measured = trainer.card_options.get("dataset", trainer.card_options.get("dataset_tags"))
+    trainer.card_options["energy"] = energy.to_markdown(measured)
 
 
 def general_stage(

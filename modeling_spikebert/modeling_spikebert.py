@@ -38,9 +38,9 @@ class SpikeBertModelOutput(ModelOutput):
         hidden_states_per_step: `[T, B, L, D]`, the same before the mean.
         hidden_states: with `output_hidden_states`, the embeddings and each block's output as means over time steps,
             `num_hidden_layers + 1` tensors `[B, L, D]`; the last one is `last_hidden_state`.
-        firing_rates: with `output_firing_rates`, one tensor `[7]` for each block: spikes per neuron and time step, mean
-            over real tokens, of the signals named in `FIRING_RATE_NAMES`. With the spike shortcut the two inputs
-            are spike counts and may exceed 1.
+        firing_rates: with `output_firing_rates`, one tensor `[B, 7]` for each block: spikes per neuron and time step of
+            each sentence, mean over its real tokens, of the signals named in `FIRING_RATE_NAMES`. With the spike
+            shortcut the two inputs are spike counts and may exceed 1.
     """
 
     last_hidden_state: Tensor | None = None
@@ -221,7 +221,8 @@ class SpikeBertLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + branch
         firing_rates = None
         if output_firing_rates:
-            firing_rates = torch.stack([firing_rate(s, token_mask) for s in attention_signals + mlp_signals])  # [7]
+            signals = attention_signals + mlp_signals
+            firing_rates = torch.stack([firing_rate(signal, token_mask) for signal in signals], dim=-1)  # [B, 7]
         return hidden_states, firing_rates
 
 
@@ -473,11 +474,8 @@ def masked_mean(x: Tensor, token_mask: Tensor | None) -> Tensor:
 
 
 def firing_rate(spikes: Tensor, token_mask: Tensor | None) -> Tensor:
-    """Spikes per neuron and time step of `[T, B, L, D]`, mean over real tokens: a scalar."""
-    per_token = spikes.mean((0, 3))  # [B, L]
-    if token_mask is None:
-        return per_token.mean()
-    return (per_token * token_mask).sum() / token_mask.sum()
+    """Spikes per neuron and time step of `[T, B, L, D]`, mean over each sentence's real tokens: `[B]`."""
+    return masked_mean(spikes.mean((0, 3)).unsqueeze(-1), token_mask).squeeze(-1)  # [B, L, 1] -> [B]
 
 
 def classification_losses(logits: Tensor, labels: Tensor, config: SpikeBertConfig) -> Tensor:

@@ -214,8 +214,8 @@ def test_each_loss_is_logged_and_their_weighted_sum_is_the_loss(tmp_path, stage,
 
 @stages
 def test_weights_of_the_arguments_are_the_weights_of_the_losses(tmp_path, stage):
-    weights = {"hidden_states": 0.5, "embeddings": 3.0}
-    options = {"hidden_state_weight": 0.5, "embedding_weight": 3.0}
+    weights = {"hidden_states": 0.5, "embeddings": 3.0, "firing_rate": 7.0}
+    options = {"hidden_state_weight": 0.5, "embedding_weight": 3.0, "firing_rate_weight": 7.0}
     if stage == "task":
         weights |= {"logits": 0.25, "cross_entropy": 2.0}
         options |= {"logit_weight": 0.25, "cross_entropy_weight": 2.0}
@@ -240,6 +240,33 @@ def test_evaluation_losses_are_means_over_sentences(tmp_path, stage):
     one_by_one = in_float64(single).evaluate()
     for name in ("eval_loss", *(f"eval_loss_{name}" for name in LOSSES[stage])):
         assert batched[name] == pytest.approx(one_by_one[name], rel=1e-6), name
+
+
+@stages
+def test_firing_rates_are_logged(tmp_path, stage):
+    trainer = make_trainer(tmp_path, stage)
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["firing_rate"] < 1
+    rates = []
+    for row in stage_text(stage, 6, seed=1):
+        with torch.no_grad():
+            outputs = trainer.model.eval()(torch.tensor([row["input_ids"]]), output_firing_rates=True)
+        rates.append(torch.stack(outputs.firing_rates).mean().item())
+    assert trainer.evaluate()["eval_firing_rate"] == pytest.approx(np.mean(rates), rel=1e-5)
+
+
+@stages
+def test_the_penalty_holds_firing_rates_down_to_the_target(tmp_path, stage):
+    rates = {}
+    for weight, target in ((0.0, 0.0), (100.0, 0.0), (100.0, 0.3)):
+        options = {"firing_rate_weight": weight, "target_firing_rate": target, "max_steps": 30}
+        trainer = make_trainer(tmp_path, stage, **options)
+        trainer.train()
+        metrics = trainer.evaluate()
+        rates[weight, target] = metrics["eval_firing_rate"]
+        assert ("eval_loss_firing_rate" in metrics) == (weight > 0)
+    assert rates[100.0, 0.0] < 0.6 * rates[0.0, 0.0]
+    assert rates[100.0, 0.0] < rates[100.0, 0.3] < rates[0.0, 0.0]
 
 
 def test_task_losses_by_hand(tmp_path):

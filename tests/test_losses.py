@@ -7,7 +7,12 @@ from helpers import mask_of
 from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
-from modeling_spikebert.distillation.losses import embedding_loss, hidden_state_loss, logit_loss
+from modeling_spikebert.distillation.losses import (
+    embedding_loss,
+    firing_rate_loss,
+    hidden_state_loss,
+    logit_loss,
+)
 from modeling_spikebert.distillation.projections import uniform_layer_map
 
 B, L, D, C = 3, 5, 8, 4
@@ -30,6 +35,21 @@ def embedding(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 token_losses = pytest.mark.parametrize("loss", [hidden, embedding])
+
+
+# Firing rates
+
+
+def test_firing_rate_loss_by_hand():
+    rates = [torch.tensor([[0.1, 0.3], [0.0, 0.2]]), torch.tensor([[0.2, 0.6], [0.1, 0.1]])]
+    torch.testing.assert_close(firing_rate_loss(rates, 0.0), torch.tensor([0.3, 0.1]))
+    torch.testing.assert_close(firing_rate_loss(rates, 0.2), torch.tensor([0.5 / 4, 0.0]))
+
+
+def test_firing_rate_loss_leaves_rates_below_the_target_alone():
+    rates = torch.tensor([[0.1, 0.3, 0.2]], requires_grad=True)
+    firing_rate_loss([rates], 0.2).sum().backward()
+    torch.testing.assert_close(rates.grad, torch.tensor([[0.0, 1 / 3, 0.0]]))
 
 
 # Hidden states

@@ -9,9 +9,14 @@ def _quickstart(arguments: list[str]) -> None:
     import_module(".quickstart", __name__).main(arguments)
 
 
+def _energy(arguments: list[str]) -> None:
+    import_module(".energy", __name__).main(arguments)
+
+
 # Name of a command, what it does, and the function that runs it with the remaining arguments.
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "quickstart": ("train a spiking student from a real BERT in two stages, compare and classify", _quickstart),
+    "energy": ("count operations and energy of a model on given sentences, beside a BERT", _energy),
 }
 
 

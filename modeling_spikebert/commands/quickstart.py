@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -27,9 +28,11 @@ from transformers import (
 from ..data import DataError, LabelledText, load_labelled, load_unlabelled, tokenize
 from ..data.bundled import TEACHER, bundled_teacher, bundled_tweets
 from ..distillation import DistillationTrainer, DistillationTrainingArguments, FiniteLossCallback
+from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 
+NUM_ENERGY_SENTENCES = 200
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
 
 
@@ -165,6 +168,9 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     for name, model in zip(NAMES[1:], (teacher, alone.model, student), strict=True):
         predicted[name] = np.argmax(Trainer(model, plain, **data).predict(validation).predictions, axis=-1)
     comparison = compare(predicted, actual)
+    sample = validation.select(range(min(NUM_ENERGY_SENTENCES, len(validation)))).remove_columns("labels")
+    batches = DataLoader(sample, batch_size=16, collate_fn=data["data_collator"])
+    energy = compare_energy(student, teacher, batches)
     histories = {
         name: trainer.state.log_history
         for name, trainer in {"teacher": finetuning, NAMES[2]: alone, "stage 1": stage1, "stage 2": stage2}.items()
@@ -178,11 +184,13 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        "energy": energy.to_dict(),
         "log_history": histories,
     }
     (folder / "metrics.json").write_text(json.dumps(report, indent=2))
     print(_summary(comparison, len(actual)))
-    _write_card(args, student, text, comparison["accuracy"], folder / "student")
+    print(f"\nTheoretical energy on {len(sample)} of them (`spikebert energy --help` shows more):\n{energy}")
+    _write_card(args, student, text, comparison["accuracy"], energy, folder / "student")
     _plot(histories, comparison["accuracy"], folder / "curves.png")
 
     _say("Classifying in a fresh process, from the student's folder")
@@ -298,6 +306,7 @@ def _write_card(
     student: SpikeBertForSequenceClassification,
     text: LabelledText,
     accuracy: dict[str, float],
+    energy: EnergyComparison,
     folder: Path,
 ) -> None:
     if args.validation_file is None:
@@ -316,6 +325,7 @@ def _write_card(
         base_model=None if Path(base_model).is_dir() else base_model,
         metrics={"accuracy": accuracy[NAMES[3]]},
         comparison={name: {"accuracy": accuracy[name]} for name in NAMES[:3]},
+        energy=energy.to_markdown(dataset.get("dataset_name", dataset.get("dataset"))),
         training={
             "training sentences": len(text.train),
             "stage 1 (hidden states, embeddings)": f"{args.general_steps} steps",

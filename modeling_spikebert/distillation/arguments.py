@@ -29,6 +29,17 @@ class DistillationTrainingArguments(TrainingArguments):
     embedding_weight: float = field(default=0.1, metadata={"help": "Weight of the embedding loss. Published: 0.1."})
     logit_weight: float = field(default=1.0, metadata={"help": "Weight of the logit loss. Published: 1.0."})
     cross_entropy_weight: float = field(default=0.1, metadata={"help": "Weight of the label loss. Published: 0.1."})
+    firing_rate_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the firing-rate penalty: how far the rates of a sentence lie above target_firing_rate, "
+            "mean over the signals of all blocks. Published: none."
+        },
+    )
+    target_firing_rate: float = field(
+        default=0.05,
+        metadata={"help": "Firing rate, in spikes per neuron and time step, up to which nothing is penalised."},
+    )
     temperature: float = field(default=1.0, metadata={"help": "Softens the logits of both models. Published: 1."})
     layer_map: list[int] | None = field(
         default=None,
@@ -46,7 +57,14 @@ class DistillationTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.stage not in ("general", "task"):
             raise ValueError(f"stage must be 'general' or 'task', got {self.stage!r}.")
-        for name in ("hidden_state_weight", "embedding_weight", "logit_weight", "cross_entropy_weight"):
+        for name in (
+            "hidden_state_weight",
+            "embedding_weight",
+            "logit_weight",
+            "cross_entropy_weight",
+            "firing_rate_weight",
+            "target_firing_rate",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not self.temperature > 0:
@@ -60,4 +78,4 @@ class DistillationTrainingArguments(TrainingArguments):
         weights = {"hidden_states": self.hidden_state_weight, "embeddings": self.embedding_weight}
         if self.stage == "task":
             weights |= {"logits": self.logit_weight, "cross_entropy": self.cross_entropy_weight}
-        return weights
+        return weights | {"firing_rate": self.firing_rate_weight}

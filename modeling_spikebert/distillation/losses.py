@@ -9,6 +9,7 @@ Shapes: `B` batch, `L` tokens, `D` width of the teacher, `C` classes.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -51,6 +52,21 @@ def embedding_loss(projected: Tensor, targets: Tensor, token_mask: Tensor, varia
         `[B]`.
     """
     return masked_mean((projected - targets).square().mean(-1, keepdim=True), token_mask).squeeze(-1) / variance
+
+
+def firing_rate_loss(firing_rates: Sequence[Tensor], target: float) -> Tensor:
+    """How far firing rates lie above the target, mean over all signals of all blocks.
+
+    A rate at or below the target costs nothing, so that a signal which is sparse enough is left alone.
+
+    Args:
+        firing_rates: of each block, `[B, 7]`; see `SpikeBertModelOutput`.
+        target: in spikes per neuron and time step.
+
+    Returns:
+        `[B]`.
+    """
+    return F.relu(torch.cat(tuple(firing_rates), dim=-1) - target).mean(-1)
 
 
 def logit_loss(logits: Tensor, teacher_logits: Tensor, temperature: float, problem_type: str | None) -> Tensor:

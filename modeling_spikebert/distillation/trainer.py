@@ -21,7 +21,7 @@ from ..modeling_spikebert import (
     classification_losses,
 )
 from .arguments import DistillationTrainingArguments
-from .losses import embedding_loss, hidden_state_loss, logit_loss
+from .losses import embedding_loss, firing_rate_loss, hidden_state_loss, logit_loss
 from .projections import FeatureProjections, uniform_layer_map
 
 PROJECTIONS_NAME = "projections.safetensors"
@@ -93,7 +93,7 @@ class DistillationTrainer(Trainer):
         self.teacher = teacher.requires_grad_(False).eval().to(self.accelerator.device)
         self._teacher_inputs = set(inspect.signature(teacher.forward).parameters) - {"labels"}
         self._teacher_variance = embedding_table(teacher).var()
-        # By mode and loss: sum over sentences, and their number. Kept on the device until they are logged.
+        # By mode and name: sum over sentences, and their number. Kept on the device until they are logged.
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
 
     def compute_loss(
@@ -105,7 +105,13 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         labels = inputs.get("labels")
         student_inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**student_inputs, output_hidden_states=True, output_projections=True, return_dict=True)
+        outputs = model(
+            **student_inputs,
+            output_hidden_states=True,
+            output_firing_rates=True,
+            output_projections=True,
+            return_dict=True,
+        )
         with torch.no_grad(), self.accelerator.autocast():
             teacher_outputs = self.teacher(
                 **{name: value for name, value in inputs.items() if name in self._teacher_inputs},
@@ -116,7 +122,8 @@ class DistillationTrainer(Trainer):
         total = sum(weights[name] * value for name, value in losses.items())  # [B]
         assert isinstance(total, Tensor)
         self._check_finite(total, losses)
-        self._add_to_log(losses, len(total))
+        firing_rate = torch.cat(outputs["firing_rates"], dim=-1).mean(-1)  # [B], over the signals of all blocks
+        self._add_to_log({f"loss_{name}": value for name, value in losses.items()} | {"firing_rate": firing_rate})
 
         # The Trainer averages gradients over processes, num_items_in_batch counts the sentences of all of them.
         count = len(total) if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
@@ -146,6 +153,8 @@ class DistillationTrainer(Trainer):
             losses["logits"] = logit_loss(
                 outputs["logits"], teacher_outputs.logits, self.args.temperature, self.student.config.problem_type
             )
+        if weights["firing_rate"]:
+            losses["firing_rate"] = firing_rate_loss(outputs["firing_rates"], self.args.target_firing_rate)
         return losses
 
     def _check_finite(self, total: Tensor, losses: dict[str, Tensor]) -> None:
@@ -164,11 +173,11 @@ class DistillationTrainer(Trainer):
         # Evaluation switches the student to eval mode, not the wrapper (DDP) around it.
         return "train" if self.student.training else "eval"
 
-    def _add_to_log(self, losses: dict[str, Tensor], sentences: int) -> None:
+    def _add_to_log(self, values: dict[str, Tensor]) -> None:
         sums = self._sums[self._mode()]
-        for name, value in losses.items():
+        for name, value in values.items():  # [B] each
             sums[name] += value.detach().sum()
-        sums["sentences"] += sentences
+        sums["sentences"] += len(values["firing_rate"])
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         output = super().predict(*args, **kwargs)
@@ -176,14 +185,14 @@ class DistillationTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each loss of the stage (unweighted, mean over the sentences since the last log) to the Trainer's log."""
+        """Adds each loss of the stage (unweighted) and the firing rate, means over the sentences since the last log."""
         sums = self._sums[self._mode()]
         if sums["sentences"]:
             names = sorted(set(sums) - {"sentences"})
             values = torch.stack([torch.as_tensor(sums[name]).float() for name in [*names, "sentences"]])
             *means, count = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").tolist()
             prefix = "" if self._mode() == "train" else "eval_"
-            logs |= {f"{prefix}loss_{name}": mean / count for name, mean in zip(names, means, strict=True)}
+            logs |= {f"{prefix}{name}": mean / count for name, mean in zip(names, means, strict=True)}
             sums.clear()
         super().log(logs, start_time)
 

@@ -1,14 +1,16 @@
 from .constants import CONSTANTS, EnergyConstants
 from .measuring import MeasuredCost, measure_cost
-from .report import Account, EnergyReport, LayerEnergy, estimate_energy
+from .report import Account, EnergyComparison, EnergyReport, LayerEnergy, compare_energy, estimate_energy
 
 __all__ = [
     "CONSTANTS",
     "Account",
+    "EnergyComparison",
     "EnergyConstants",
     "EnergyReport",
     "LayerEnergy",
     "MeasuredCost",
+    "compare_energy",
     "estimate_energy",
     "measure_cost",
 ]

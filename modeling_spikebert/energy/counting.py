@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,11 +23,24 @@ from ..modeling_spikebert import check_encoder
 # What an input can be, from the cheapest to the dearest; a layer has the dearest of what it saw.
 INPUT_KINDS = ("binary", "ternary", "integer", "real")
 
+# Parts of a model, in the order of tables and pictures.
+PARTS = {
+    "linear": "linear layers",
+    "attention": "attention products",
+    "neuron": "neurons",
+    "layer_norm": "LayerNorm",
+    "activation": "activations",
+    "shortcut": "shortcuts",
+    "embedding": "embeddings, encoding",
+    "head": "pooling, classifier",
+    "unknown": "unknown layers",
+}
+
 # Encoders of transformers whose attention is softmax(q k^T / sqrt(d)) v and nothing else.
 PLAIN_ENCODERS = ("bert", "camembert", "distilbert", "electra", "ernie", "roberta", "xlm-roberta")
 
-# Modules that only call others, or whose own computation has a rule below.
-CONTAINERS = ("ModuleList", "Sequential", "ModuleDict")
+# Modules that only call others, or whose own computation has a rule below. (Projections belong to training.)
+CONTAINERS = ("ModuleList", "Sequential", "ModuleDict", "FeatureProjections")
 SPIKEBERT = (
     "SpikeBertEmbeddings",
     "SpikeBertEncoder",
@@ -67,9 +81,8 @@ class Signal:
         ):
             for tokens in mine:
                 mine[tokens] += theirs[tokens]
-        steps = max(len(self.nonzero_per_step), len(other.nonzero_per_step))
-        mine, theirs = (s.nonzero_per_step + [0] * (steps - len(s.nonzero_per_step)) for s in (self, other))
-        self.nonzero_per_step = [a + b for a, b in zip(mine, theirs, strict=True)]
+        steps = zip_longest(self.nonzero_per_step, other.nonzero_per_step, fillvalue=0)
+        self.nonzero_per_step = [a + b for a, b in steps]
 
 
 @dataclass
@@ -78,7 +91,7 @@ class LayerCount:
 
     Args:
         name: path of the module; a product or shortcut inside of it has a further name.
-        part: what it is, see `PARTS` in `report.py`.
+        part: what it is, a key of `PARTS`.
         num_time_steps: how often it runs in a forward pass.
         dense_macs: products of one time step, as if all inputs were real.
         active_synapses: products whose input is not 0, over all time steps.
@@ -107,7 +120,7 @@ class LayerCount:
 
 @dataclass
 class Counts:
-    """All layers in the order in which they ran, and what they ran on."""
+    """All layers, in the order of the model, and what they ran on."""
 
     layers: dict[str, LayerCount] = field(default_factory=dict)
     num_sentences: int = 0
@@ -132,6 +145,7 @@ def count_operations(model: PreTrainedModel, inputs: Any) -> Counts:
             counter.run(model_arguments(model, batch))
     if not counter.counts.num_sentences:
         raise ValueError("There are no sentences to count: the inputs are empty. Pass at least one encoded batch.")
+    counter.counts.layers = counter.sorted_layers()
     return counter.counts
 
 
@@ -196,6 +210,8 @@ class _Counter:
         self.counts = Counts(padding_counts=spiking and not self.config.mask_padding)
         self.base_names = {name for name, module in model.named_modules() if module is model.base_model}
         self.unknown_containers: dict[str, nn.Module] = {}
+        self.modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
+        self.places: dict[str, float] = {}
         # The last tensor that was looked at: query, key and value read the same one.
         self._last: tuple[Tensor, Look] | None = None
 
@@ -315,10 +331,20 @@ class _Counter:
             return x.numel() // x.shape[-1]
         return self.tokens * (x.shape[0] if x.dim() == 4 else 1)
 
-    def layer(self, name: str, part: str, like: Tensor) -> LayerCount:
-        layer = self.counts.layers.setdefault(name, LayerCount(name, part))
-        layer.num_time_steps = like.shape[0] if like.dim() == 4 else 1
+    def layer(self, name: str, part: str, like: Tensor | None = None, after: str | None = None) -> LayerCount:
+        """The row of a module, or of a computation inside of one, which stands behind the module named `after`."""
+        if name not in self.counts.layers:
+            self.counts.layers[name] = LayerCount(name, part)
+            self.places[name] = self.modules.get(name if after is None else after, len(self.modules)) + (
+                0.5 if after is not None else 0.0
+            )
+        layer = self.counts.layers[name]
+        if like is not None:
+            layer.num_time_steps = like.shape[0] if like.dim() == 4 else 1
         return layer
+
+    def sorted_layers(self) -> dict[str, LayerCount]:
+        return dict(sorted(self.counts.layers.items(), key=lambda item: self.places[item[0]]))
 
     # Rules: name, module, positional arguments, output
 
@@ -366,7 +392,7 @@ class _Counter:
         layer.traffic["binary"] += compared
 
     def embeddings(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        layer = self.counts.layers.setdefault(name, LayerCount(name, "embedding"))
+        layer = self.layer(name, "embedding")
         tables = [table for table in module.children() if isinstance(table, nn.Embedding)]
         values = self.tokens * module.word_embeddings.embedding_dim
         layer.input.kind = "integer"  # ids, which select rows
@@ -390,7 +416,7 @@ class _Counter:
             ("scores", "query", (query_sums * key_sums).sum(dtype=torch.float64)),
             ("context", "value", (arriving * leaving).sum(dtype=torch.float64)),
         ):
-            layer = self.layer(f"{name}.{product}", "attention", query)
+            layer = self.layer(f"{name}.{product}", "attention", query, after=f"{name}.value_neuron")
             layer.input.add(looks[operand].signal)
             layer.input.kind = max(layer.input.kind, kind, key=INPUT_KINDS.index)
             layer.dense_macs += self.token_pairs * width
@@ -410,7 +436,7 @@ class _Counter:
 
     def shortcut(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         branch = output[0]
-        layer = self.layer(f"{name}.shortcut", "shortcut", branch)
+        layer = self.layer(f"{name}.shortcut", "shortcut", branch, after=f"{name}.dropout")
         signal = self.look(branch).signal
         layer.input.add(signal)
         values = self.over_counted(signal.entries)
@@ -419,7 +445,7 @@ class _Counter:
 
     def pooling(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         """Mean over time steps and, with a classifier, over tokens."""
-        layer = self.counts.layers.setdefault("pooling", LayerCount("pooling", "head"))
+        layer = self.layer("pooling", "head", after="dropout")
         width, steps = self.config.hidden_size, self.config.num_time_steps
         values = self.tokens * width
         layer.input.kind = "real"
@@ -435,7 +461,7 @@ class _Counter:
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         values, pairs = self.tokens * width, heads * self.token_pairs
         for product in ("scores", "context"):
-            layer = self.counts.layers.setdefault(f"{name}.{product}", LayerCount(f"{name}.{product}", "attention"))
+            layer = self.layer(f"{name}.{product}", "attention", after=f"{name}.dropout")
             layer.input.kind = "real"
             layer.input.entries["real"] += values
             layer.dense_macs += self.token_pairs * width
@@ -446,7 +472,7 @@ class _Counter:
         scores.multiplications += 3 * pairs
 
     def residual_additions(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        layer = self.counts.layers.setdefault("shortcut", LayerCount("shortcut", "shortcut"))
+        layer = self.layer("shortcut", "shortcut", after=f"{name}.encoder")
         values = 2 * self.config.num_hidden_layers * self.tokens * self.config.hidden_size
         layer.input.kind = "real"
         layer.input.entries["real"] += values
@@ -482,8 +508,7 @@ class _Counter:
             children = [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()]
             own = (total(name) - sum(total(child) for child in children)) // 2  # FLOPs to MACs
             if own:
-                path = f"{name}.products".lstrip(".")
-                layer = self.counts.layers.setdefault(path, LayerCount(path, "unknown"))
+                layer = self.layer(f"{name}.products".lstrip("."), "unknown", after=name)
                 layer.type_name = type(module).__name__
                 layer.input.kind = "real"
                 layer.dense_macs += own

@@ -1,33 +1,15 @@
 """`estimate_energy` and its report: counts divided by sentences, priced by two accounts."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from .constants import CONSTANTS, PUBLISHED, EnergyConstants
+from .constants import CONSTANTS, FORMULAS, PUBLISHED, EnergyConstants
 from .counting import INPUT_KINDS, Counts, LayerCount, Signal, count_operations, is_spiking
-from .measuring import MeasuredCost
-
-# Parts of a model, in the order of tables and pictures.
-PARTS = {
-    "linear": "linear layers",
-    "attention": "attention products",
-    "neuron": "neurons",
-    "layer_norm": "LayerNorm",
-    "activation": "activations",
-    "shortcut": "shortcuts",
-    "embedding": "embeddings, encoding",
-    "head": "pooling, classifier",
-    "unknown": "unknown layers",
-}
-
-FORMULAS = {
-    "published": "SOPs = T x firing rate of the input x MACs of the layer; 4.6 pJ per MAC of real inputs, 0.9 pJ per SOP",
-    "strict": "every addition and multiplication that happens; an integer input k is k additions for each synapse",
-}
+from .measuring import MeasuredCost, measure_cost
+from .tables import comparison_markdown, comparison_table, layer_table
 
 
 @dataclass(frozen=True)
@@ -118,7 +100,7 @@ class LayerEnergy:
         }
 
 
-@dataclass
+@dataclass(repr=False)
 class EnergyReport:
     """What a model computes for a sentence, layer by layer, in two accounts; made by `estimate_energy`.
 
@@ -131,7 +113,7 @@ class EnergyReport:
         num_padding: padding tokens of all of them.
         longest: tokens of the longest sentence.
         padding_counts: whether padding takes part in the model and in the counts.
-        layers: in the order in which they ran.
+        layers: in the order of the model.
         constants: of the strict account; the published one has its own.
         measured: latency and joules, if they were measured.
     """
@@ -147,6 +129,9 @@ class EnergyReport:
     layers: list[LayerEnergy]
     constants: EnergyConstants
     measured: MeasuredCost | None = None
+
+    def __repr__(self) -> str:
+        return layer_table(self)
 
     @property
     def dense_macs(self) -> float:
@@ -232,11 +217,6 @@ class EnergyReport:
             "measured": None if self.measured is None else self.measured.to_dict(),
         }
 
-    def __str__(self) -> str:
-        from .tables import layer_table
-
-        return layer_table(self)
-
 
 def estimate_energy(
     model: PreTrainedModel, inputs: Any, constants: EnergyConstants = CONSTANTS["45nm-fp32"]
@@ -272,6 +252,53 @@ def estimate_energy(
         layers=[_price(layer, counts, constants) for layer in counts.layers.values()],
         constants=constants,
     )
+
+
+@dataclass(repr=False)
+class EnergyComparison:
+    """A spiking model and, beside it, a BERT on the same sentences; printed as a table.
+
+    Args:
+        student: report of the spiking model.
+        teacher: report of the BERT, if there is one.
+    """
+
+    student: EnergyReport
+    teacher: EnergyReport | None
+
+    def __repr__(self) -> str:
+        return comparison_table(self.student, self.teacher)
+
+    def to_markdown(self, dataset: str | None = None) -> str:
+        """The section of a model card: formulas, constants, lengths and figures. `dataset` is a plain name."""
+        return comparison_markdown(self.student, self.teacher, dataset)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`student.to_dict()`, and with a teacher also `teacher` and `ratio`, the student's energy in the teacher's."""
+        figures = self.student.to_dict()
+        if self.teacher is not None:
+            figures["teacher"] = self.teacher.to_dict()
+            figures["ratio"] = {
+                account: getattr(self.student, account).energy_mj / getattr(self.teacher, account).energy_mj
+                for account in ("published", "strict")
+            }
+        return figures
+
+
+def compare_energy(student: PreTrainedModel, teacher: PreTrainedModel | None, inputs: Any) -> EnergyComparison:
+    """Estimates and measures both models on the same inputs, with the default constants.
+
+    Args:
+        student: a SpikeBERT.
+        teacher: a BERT-like encoder with the same tokenizer.
+        inputs: as in `estimate_energy`, but no iterator: they are run through several times.
+    """
+    reports = []
+    for model in (student, *([] if teacher is None else [teacher])):
+        report = estimate_energy(model, inputs)
+        report.measured = measure_cost(model, inputs)
+        reports.append(report)
+    return EnergyComparison(reports[0], reports[1] if teacher is not None else None)
 
 
 def _price(layer: LayerCount, counts: Counts, constants: EnergyConstants) -> LayerEnergy:
@@ -316,6 +343,4 @@ def layer_per_token(layer: LayerEnergy, tokens: float) -> dict[str, Any]:
 
 
 def _divide(figures: dict[str, Any], by: float) -> dict[str, Any]:
-    return {
-        name: _divide(value, by) if isinstance(value, dict) else value / by for name, value in figures.items()
-    }
+    return {name: _divide(value, by) if isinstance(value, dict) else value / by for name, value in figures.items()}

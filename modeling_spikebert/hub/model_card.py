@@ -29,6 +29,10 @@ integrate-and-fire neurons; {shortcut}.
 
 {results}
 
+## Energy
+
+{energy}
+
 ## Training
 
 {training}
@@ -80,6 +84,7 @@ def model_card(
     split: str = "validation",
     metrics: Mapping[str, float] | None = None,
     comparison: Mapping[str, Mapping[str, float]] | None = None,
+    energy: str | None = None,
     training: Mapping[str, Any] | None = None,
     tags: list[str] | None = None,
 ) -> ModelCard:
@@ -97,6 +102,7 @@ def model_card(
         split: the split that was measured.
         metrics: metric name to value, measured on `split`.
         comparison: further rows for the table of results: name to metrics.
+        energy: what `EnergyComparison.to_markdown` returns.
         training: option name to value.
         tags: more tags.
     """
@@ -137,6 +143,7 @@ def model_card(
         shortcut=SHORTCUTS[config.shortcut],
         usage=(CLASSIFY if classifies else ENCODE).format(location=repository or "."),
         results=_table({name: metrics, **(comparison or {})}, shown_dataset, split) if metrics else "Not measured.",
+        energy=energy or "Not estimated.",
         training="\n".join(f"- {key}: {value}" for key, value in (training or {}).items()) or "Not recorded.",
     )
     return ModelCard(content)
@@ -153,12 +160,14 @@ def write_model_card(
     tags: str | list[str] | None = None,
     dataset_tags: str | list[str] | None = None,
     dataset: str | list[str] | None = None,
+    energy: str | None = None,
     **_: Any,
 ) -> None:
     """Writes `README.md` into `folder` with the options of `trainer` and the evaluation of the weights that it holds.
 
     The keyword arguments are those of `Trainer.create_model_card`, among them `dataset_tags` (id on the Hub) and
-    `dataset` (plain name); ones that a student's card has no place for are left out.
+    `dataset` (plain name); ones that a student's card has no place for are left out. `energy` is a text for the card,
+    from `EnergyComparison.to_markdown`.
     """
     args, state = trainer.args, trainer.state
     training: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
@@ -174,6 +183,7 @@ def write_model_card(
         dataset=_first(dataset_tags),
         dataset_name=_first(dataset),
         metrics=_evaluation(trainer),
+        energy=energy,
         training=training,
         tags=[tags] if isinstance(tags, str) else tags,
     )
@@ -191,7 +201,7 @@ def _evaluation(trainer: Trainer) -> dict[str, float]:
     if trainer.args.load_best_model_at_end and ended and evaluations[-1] < ended[-1]:
         best = [history[i] for i in evaluations if history[i]["step"] == trainer.state.best_global_step]
         entry = best[-1] if best else entry
-    skipped = ("loss", "runtime", "per_second", "preparation_time")
+    skipped = ("loss", "firing_rate", "runtime", "per_second", "preparation_time")
     return {
         key.removeprefix("eval_"): value
         for key, value in entry.items()

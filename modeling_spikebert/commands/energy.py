@@ -1,0 +1,134 @@
+"""`spikebert energy`: what a model computes for a sentence, in two accounts, beside what it really takes."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from ..data import DataError, load_unlabelled, tokenize
+from ..energy import (
+    CONSTANTS,
+    EnergyComparison,
+    EnergyConstants,
+    EnergyReport,
+    estimate_energy,
+    measure_cost,
+)
+
+
+def main(arguments: list[str]) -> None:
+    try:
+        run(parse(arguments))
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"spikebert energy: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nspikebert energy: interrupted.")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="spikebert energy", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a SpikeBERT")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", nargs="+", metavar="SENTENCE", help="sentences to count")
+    text.add_argument("--file", help="csv, json lines or parquet file with sentences")
+    text.add_argument("--dataset", metavar="NAME:SPLIT", help="split of a data set on the Hub")
+    parser.add_argument("--text-column", default="text", help="column of the text (default: %(default)s)")
+    parser.add_argument(
+        "--num-sentences", type=int, default=200, help="how many sentences, drawn at random (default: %(default)s)"
+    )
+    parser.add_argument("--teacher", metavar="BERT", help="folder or Hub name of a BERT to compare with")
+    parser.add_argument("--max-length", type=int, default=128, help="longest sentence, in tokens (default: 128)")
+    parser.add_argument("--batch-size", type=int, default=8, help="sentences in a batch (default: %(default)s)")
+    parser.add_argument(
+        "--constants",
+        default="45nm-fp32",
+        metavar="NAME",
+        help=f"energy of an operation in the strict account: {', '.join(CONSTANTS)}, or a json file",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything as json")
+    parser.add_argument("--plots", metavar="DIR", help="write pictures")
+    args = parser.parse_args(arguments)
+    for name in ("num_sentences", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if args.max_length < 3:
+        parser.error(f"--max-length must be at least 3, got {args.max_length}: two tokens are special ones.")
+    return args
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Counts, measures, prints and writes; returns what `--json` holds."""
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    constants = CONSTANTS.get(args.constants) or EnergyConstants.from_file(args.constants)
+    if args.plots is not None:
+        import matplotlib  # noqa: F401  before the work, so that nothing is lost without it
+    sentences = _sentences(args)
+    student = load(args.model)
+    report = _report(student, args.model, sentences, args, constants)
+    teacher_report = None
+    if args.teacher is not None:
+        teacher_report = _report(load(args.teacher), args.teacher, sentences, args, constants)
+
+    comparison = EnergyComparison(report, teacher_report)
+    print(f"{report}\n\n{comparison}")
+    figures = comparison.to_dict()
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    if args.plots is not None:
+        from ..energy.plots import plot_energy, plot_raster
+
+        folder = Path(args.plots)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = plot_energy(report, teacher_report, folder)
+        if report.spiking:
+            files.append(plot_raster(student, _tokenizer(args.model), sentences[0], folder / "spike_raster.png"))
+        print(f"\nPictures: {', '.join(map(str, files))}")
+        if teacher_report is None:
+            print("For a picture of spiking against BERT, name one with --teacher.")
+    return figures
+
+
+def load(name: str) -> PreTrainedModel:
+    """A model with its classifier, if the checkpoint has one."""
+    architectures = AutoConfig.from_pretrained(name).architectures or [""]
+    classifies = "ForSequenceClassification" in architectures[0]
+    return (AutoModelForSequenceClassification if classifies else AutoModel).from_pretrained(name)
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _sentences(args: argparse.Namespace) -> list[str]:
+    if args.text is not None:
+        if not all(sentence.strip() for sentence in args.text):
+            raise DataError("--text: a sentence is empty. Write at least one word.")
+        return list(args.text)
+    table = load_unlabelled(args.file or args.dataset, args.text_column)
+    return list(table.shuffle(seed=0).select(range(min(args.num_sentences, len(table))))["text"])
+
+
+def _report(
+    model: PreTrainedModel, name: str, sentences: list[str], args: argparse.Namespace, constants: EnergyConstants
+) -> EnergyReport:
+    tokenizer = _tokenizer(name)
+    tokens = tokenize(Dataset.from_dict({"text": sentences}), tokenizer, args.max_length)
+    batches = list(DataLoader(tokens, batch_size=args.batch_size, collate_fn=DataCollatorWithPadding(tokenizer)))
+    report = estimate_energy(model, batches, constants)
+    report.measured = measure_cost(model, batches)
+    return report
