@@ -10,15 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny_training import tiny_teacher, tiny_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertTokenizerFast,
+    GPT2Config,
+    GPT2Model,
+)
 
-from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel
 from modeling_spikebert.commands import COMMANDS, main
 from modeling_spikebert.commands.quickstart import NAMES, compare
 from modeling_spikebert.distillation import PROJECTIONS_NAME
+from modeling_spikebert.energy.plots import plot_raster
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -77,7 +85,7 @@ def test_unknown_command(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["quickstrat", "--seed", "1"])
     assert (
-        stopped.value.code == "spikebert: no command 'quickstrat'; there is quickstart."
+        stopped.value.code == "spikebert: no command 'quickstrat'; there is quickstart, energy."
     )  # printed, and exit status 1
     assert capsys.readouterr().out == ""
 
@@ -303,6 +311,133 @@ def test_quickstart_prints_the_comparison_and_classified_sentences(quickstart, i
         assert any(row.split()[0] in ("good", "bad") and row.endswith(f"  {text}") for row in shown.splitlines() if row)
 
 
+def test_quickstart_ends_with_the_energy_of_student_and_teacher(quickstart):
+    shown = quickstart.stdout.split("== Energy of student and teacher on 40 validation sentences")[1]
+    energy = quickstart.metrics["energy"]
+    card = ModelCard.load(quickstart.folder / "student" / "README.md").content.split("## Energy")[1]
+    for account in ("published", "strict"):
+        student, teacher = energy[account]["energy_mj"], energy["teacher"][account]["energy_mj"]
+        assert 0 < student < teacher
+        for text in (shown, card):
+            (line,) = (line for line in text.splitlines() if f"{account}: mJ" in line)
+            assert f"{student:.3g}" in line
+            assert f"{teacher:.3g}" in line
+            assert f"{100 * student / teacher:.1f} %" in line
+    assert "latency, ms" in shown
+    assert "T x firing rate of the input" in card
+    assert "0.9 pJ" in card
+    assert "mean over 40 sentences of validation.csv" in card
+    assert f"{energy['tokens_per_sentence']:.1f} tokens" in card
+
+
+# Energy
+
+
+def energy(*options: object) -> str:
+    """The message with which `spikebert energy` stops."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["energy", *map(str, options)])
+    assert isinstance(stopped.value.code, str)
+    assert stopped.value.code.startswith("spikebert energy: ")
+    return stopped.value.code
+
+
+def test_energy_of_a_file_beside_a_teacher(quickstart, inputs, tmp_path, capsys):
+    student = quickstart.folder / "student"
+    options = ["--file", inputs.validation, "--num-sentences", 12, "--teacher", inputs.teacher, "--max-length", 12]
+    outputs = ["--json", tmp_path / "energy.json", "--plots", tmp_path / "plots"]
+    main(["energy", str(student), *map(str, [*options, *outputs])])
+    shown = capsys.readouterr().out
+    figures = json.loads((tmp_path / "energy.json").read_text())
+    assert figures["num_sentences"] == figures["teacher"]["num_sentences"] == 12
+    assert figures["num_tokens"] == figures["teacher"]["num_tokens"]
+    assert (figures["spiking"], figures["teacher"]["spiking"]) == (True, False)
+    for account in ("published", "strict"):
+        assert figures["ratio"][account] == pytest.approx(
+            figures[account]["energy_mj"] / figures["teacher"][account]["energy_mj"]
+        )
+    for words in ("12 sentences", ".attention.query ", "binary", "published", "strict (45nm-fp32)", "linear layers"):
+        assert words in shown
+    assert figures["measured"]["latency_ms"] > 0
+    assert "joules: " in shown
+    pictures = {"firing_rates.png", "energy_by_part.png", "spiking_against_bert.png", "spike_raster.png"}
+    assert {file.name for file in (tmp_path / "plots").iterdir()} == pictures
+    for file in (tmp_path / "plots").iterdir():
+        assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert file.stat().st_size > 5000
+
+
+def test_energy_of_sentences_of_a_published_model(tmp_path, capsys):
+    config = SpikeBertConfig.reference(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    torch.manual_seed(0)
+    SpikeBertModel(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    text = ["--text", "word1 word2 word3", "word4"]
+    outputs = ["--json", tmp_path / "energy.json", "--plots", tmp_path / "plots", "--constants", "7nm-int8"]
+    main(["energy", str(tmp_path / "model"), *map(str, [*text, *outputs])])
+    figures = json.loads((tmp_path / "energy.json").read_text())
+    assert figures["num_sentences"] == 2
+    assert "teacher" not in figures
+    assert figures["constants"]["strict"]["name"] == "7nm-int8"
+    assert figures["constants"]["published"]["name"] == "45nm-fp32"
+    kinds = {layer["name"]: layer["input_kind"] for layer in figures["layers"]}
+    assert kinds["encoder.layer.0.attention.query"] == "binary"
+    assert kinds["encoder.layer.1.attention.query"] == "integer"
+    shown = capsys.readouterr().out
+    assert "Note: Padding takes part in this model" in shown
+    assert not (tmp_path / "plots" / "spiking_against_bert.png").exists()
+    assert "name one with --teacher" in shown
+
+
+def test_energy_of_a_bert_alone_says_that_it_is_not_spiking(inputs, capsys):
+    main(["energy", str(inputs.teacher), "--text", "word1 word2"])
+    assert "Note: The model is not spiking" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error")
+def test_energy_pictures_of_chinese_text(quickstart, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(quickstart.folder / "student")
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"很好吃"])}
+    tokenizer = BertTokenizerFast(vocab=vocabulary)
+    file = plot_raster(model, tokenizer, "很好吃", tmp_path / "raster.png")
+    assert file.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--file", "absent.csv"], "absent.csv: no such file"),
+        (["--text", " "], "a sentence is empty"),
+        (["--text", "word1", "--constants", "3nm"], "3nm: cannot be read"),
+        (["--dataset", "nonsense"], "nonsense: neither a file"),
+    ],
+    ids=["absent file", "empty sentence", "unknown constants", "no split"],
+)
+def test_energy_refuses(quickstart, options, expected):
+    assert expected in energy(quickstart.folder / "student", *options)
+
+
+def test_energy_refuses_what_is_no_encoder(tmp_path):
+    GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=64)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert "needs a SpikeBERT model or a BERT-like encoder, got GPT2Model" in energy(tmp_path, "--text", "word1")
+
+
+def test_energy_refuses_an_empty_file(quickstart, tmp_path):
+    (tmp_path / "empty.csv").write_text("text\n")
+    assert "there are no rows" in energy(quickstart.folder / "student", "--file", tmp_path / "empty.csv")
+
+
+@pytest.mark.parametrize("option", ["--num-sentences", "--batch-size", "--max-length"])
+def test_energy_refuses_sizes_of_zero(option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["energy", "model", "--text", "word1", option, "0"])
+    assert stopped.value.code == 2
+    assert f"{option} must be at least" in capsys.readouterr().err
+
+
 # The example script
 
 
@@ -365,6 +500,15 @@ def test_example_stage_2_goes_on_from_stage_1(examples, inputs):
     card = ModelCard.load(examples / "student" / "README.md")
     assert {result.metric_type for result in card.data.eval_results} >= {"accuracy", "f1"}
     assert str(inputs.teacher.parent) not in card.content
+
+
+@pytest.mark.parametrize("name", ["stage1", "student"])
+def test_example_ends_with_the_energy_of_student_and_teacher(examples, name):
+    energy = json.loads((examples / name / "energy.json").read_text())
+    assert 0 < energy["ratio"]["strict"] < 1
+    card = ModelCard.load(examples / name / "README.md").content.split("## Energy")[1]
+    assert "sentences of validation.csv" in card
+    assert f"{energy['strict']['energy_mj']:.3g}" in card
 
 
 def test_example_resumes_to_the_same_weights(examples):

@@ -25,7 +25,7 @@ LAYERS = [
     {"neurons_spikebert"},
     {"configuration_spikebert"},
     {"modeling_spikebert"},
-    {"data", "hub"},
+    {"data", "energy", "hub"},
     {"distillation"},
     {"commands"},
     {"__main__"},

@@ -16,6 +16,7 @@ def test_style(command):
 
 
 def test_ci_runs_the_command_of_the_readme():
-    command = 'pip install -c constraints.txt -e ".[quickstart,test]" && pip install -c constraints.txt --no-deps neurobench && pytest'
+    install = 'pip install -c constraints.txt -e ".[quickstart,test]"'
+    command = f"{install} && pip install -c constraints.txt --no-deps neurobench && pytest"
     for file in ("README.md", ".ci/run"):
         assert command in (ROOT / file).read_text().splitlines(), file

@@ -189,7 +189,6 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     }
     (folder / "metrics.json").write_text(json.dumps(report, indent=2))
     print(_summary(comparison, len(actual)))
-    print(f"\nTheoretical energy on {len(sample)} of them (`spikebert energy --help` shows more):\n{energy}")
     _write_card(args, student, text, comparison["accuracy"], energy, folder / "student")
     _plot(histories, comparison["accuracy"], folder / "curves.png")
 
@@ -197,6 +196,9 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     shutil.rmtree(folder / "training")  # nothing is in it: each stage was saved when it was done
     legible = [sentence for sentence in text.validation["text"] if "\N{REPLACEMENT CHARACTER}" not in sentence]
     _classify(folder / "student", legible[:4])
+
+    _say(f"Energy of student and teacher on {len(sample)} validation sentences (`spikebert energy` shows each layer)")
+    print(energy)
     minutes = (time.perf_counter() - start) / 60
     print(f"\nDone in {minutes:.1f} minutes. {folder} holds student/, stage1/, teacher/, metrics.json and curves.png.")
     return report

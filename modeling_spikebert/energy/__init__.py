@@ -1,6 +1,7 @@
+from .comparison import EnergyComparison, compare_energy
 from .constants import CONSTANTS, EnergyConstants
 from .measuring import MeasuredCost, measure_cost
-from .report import Account, EnergyComparison, EnergyReport, LayerEnergy, compare_energy, estimate_energy
+from .report import Account, EnergyReport, LayerEnergy, estimate_energy
 
 __all__ = [
     "CONSTANTS",

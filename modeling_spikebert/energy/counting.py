@@ -7,14 +7,15 @@ Shapes: `T` time steps, `B` batch, `L` tokens, `H` heads, `D` hidden; `n` tokens
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import PreTrainedModel
 
@@ -133,10 +134,8 @@ class Counts:
 def count_operations(model: PreTrainedModel, inputs: Any) -> Counts:
     """Runs the model on `inputs` (see `estimate_energy`) and counts."""
     counter = _Counter(model, is_spiking(model))
-    was_training = model.training
-    model.eval()
     with ExitStack() as stack:
-        stack.callback(model.train, was_training)
+        stack.enter_context(eval_mode(model))
         for name, module in model.named_modules():
             hook = counter.hook_for(name, module)
             if hook is not None:
@@ -183,13 +182,32 @@ def check_batches(inputs: Any) -> Iterable[Mapping[str, Any]]:
                 "Each batch must hold input_ids as a tensor [B, L], as tokenizer(..., padding=True, "
                 "return_tensors='pt') returns it."
             )
-        yield batch
+        if len(ids):
+            yield batch
 
 
-def model_arguments(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a batch that the model takes, without labels, on its device."""
-    taken = inspect.signature(model.forward).parameters.keys() - {"labels"}
-    return {name: value.to(model.device) for name, value in batch.items() if name in taken}
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts the model into eval mode, and each module back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def model_arguments(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a batch that the model takes, without labels, on its device; refuses other things by name."""
+    taken = set(inspect.signature(model.forward).parameters)
+    if "input_ids" not in taken:  # forward(*args, **kwargs)
+        taken = set(batch)
+    arguments = {name: value for name, value in batch.items() if name in taken - {"labels"}}
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} of a batch must be a tensor, got {type(value).__name__}.")
+    return {name: value.to(model.device) for name, value in arguments.items()}
 
 
 @dataclass
@@ -212,6 +230,7 @@ class _Counter:
         self.unknown_containers: dict[str, nn.Module] = {}
         self.modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
         self.places: dict[str, float] = {}
+        self.steps: dict[str, int] = {}
         # The last tensor that was looked at: query, key and value read the same one.
         self._last: tuple[Tensor, Look] | None = None
 
@@ -230,15 +249,17 @@ class _Counter:
             if not self.unknown_containers:
                 self.model(**arguments)
             else:
+                # The FLOP counter cannot follow weights that ask for gradients and are passed to a module.
+                weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
                 with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops:
-                    self.model(**arguments)
+                    functional_call(self.model, weights, kwargs=arguments)
                 self.count_own_products(flops.get_flop_counts())
         self._last = None
         counts = self.counts
         counts.num_sentences += self.batch
         counts.num_tokens += self.num_real
         counts.num_padding += self.num_padding
-        counts.longest = max(counts.longest, int(self.lengths.max()) if self.batch else 0)
+        counts.longest = max(counts.longest, int(self.lengths.max()))
 
     def hook_for(self, name: str, module: nn.Module) -> Callable[..., None] | None:
         rule = self.rule_for(name, module)
@@ -251,27 +272,28 @@ class _Counter:
         return hook
 
     def rule_for(self, name: str, module: nn.Module) -> Callable[[str, Any, tuple[Any, ...], Any], None] | None:
-        kind = type(module).__name__  # by name: remote code brings classes of its own
+        kind = type(module).__name__
+        kinds = {cls.__name__ for cls in type(module).__mro__}  # by name: remote code brings classes of its own
         if isinstance(module, nn.Linear):
             return self.linear
         if isinstance(module, nn.LayerNorm):
             return self.layer_norm
-        if kind == "SpikeBertNeuron":
+        if "SpikeBertNeuron" in kinds:
             return self.neuron
-        if kind == "SpikeBertSelfAttention":
+        if "SpikeBertSelfAttention" in kinds:
             return self.spiking_attention
-        if kind == "SpikeBertMLP":
+        if "SpikeBertMLP" in kinds:
             return self.shortcut
-        if kind == "SpikeBertEncoding":
+        if "SpikeBertEncoding" in kinds:
             return self.encoding if module.sign else None
         if module is getattr(self.model.base_model, "embeddings", None):
             return self.embeddings
         if isinstance(module, FREE) or kind in CONTAINERS:
             return None
-        if name == "" and self.spiking and kind in SPIKEBERT:
-            return self.pooling
-        if self.spiking and kind in SPIKEBERT:
-            return None
+        if self.spiking and kinds & set(SPIKEBERT):
+            if kind not in SPIKEBERT:  # a subclass may compute more
+                self.unknown_containers[name] = module
+            return self.pooling if name == "" else None
         if not self.spiking and self.config.model_type in PLAIN_ENCODERS and not is_leaf(module):
             if kind.endswith("SelfAttention"):
                 return self.softmax_attention
@@ -280,7 +302,7 @@ class _Counter:
             activation = type(module).__module__ in ("torch.nn.modules.activation", "transformers.activations")
             return self.activation if activation and not list(module.parameters()) else self.unknown_leaf
         self.unknown_containers[name] = module
-        return None
+        return self.unknown_container
 
     # Looking at tensors
 
@@ -294,7 +316,7 @@ class _Counter:
             signal.entries = {"real": per_token * self.num_real, "padding": per_token * self.num_padding}
         else:
             signal.entries["real"] = x.numel()
-        signal.kind = kind_of(x)
+        signal.kind = kind_of(x) if self.spiking else "real"
         if signal.kind != "real":
             spikes = x if signal.kind == "binary" else x != 0
             nonzero = spikes.sum(-1, dtype=torch.float32)  # [..., L]
@@ -403,7 +425,7 @@ class _Counter:
         branch, (_, query, key, value, _) = output
         self.shortcut(name, module, args, (branch, ()))
         width, heads = query.shape[-1], module.num_heads
-        # Padding has been taken out of key and value already. These counts are exact in float32, their sums in float64.
+        # Padding has been taken out of key and value already. These counts are exact in float32, products in float64.
         query_sums = (query * self.counted.unsqueeze(-1)).sum(2, dtype=torch.float32)  # [T, B, D]
         key_sums = key.sum(2, dtype=torch.float32)  # [T, B, D]
         # Spikes that fall on key j from all queries, and spikes of value j, head by head.
@@ -413,8 +435,8 @@ class _Counter:
         looks = {"query": self.look(query), "key": self.look(key), "value": self.look(value)}
         kind = max((look.signal.kind for look in looks.values()), key=INPUT_KINDS.index)
         for product, operand, events in (
-            ("scores", "query", (query_sums * key_sums).sum(dtype=torch.float64)),
-            ("context", "value", (arriving * leaving).sum(dtype=torch.float64)),
+            ("scores", "query", (query_sums.double() * key_sums).sum()),
+            ("context", "value", (arriving.double() * leaving).sum()),
         ):
             layer = self.layer(f"{name}.{product}", "attention", query, after=f"{name}.value_neuron")
             layer.input.add(looks[operand].signal)
@@ -438,10 +460,11 @@ class _Counter:
         branch = output[0]
         layer = self.layer(f"{name}.shortcut", "shortcut", branch, after=f"{name}.dropout")
         signal = self.look(branch).signal
-        layer.input.add(signal)
         values = self.over_counted(signal.entries)
-        layer.additions += values if signal.kind == "real" else self.over_counted(signal.magnitude)
-        layer.traffic["real" if signal.kind == "real" else "integer"] += 2 * values  # the stream, read and written
+        real = self.config.shortcut == "membrane"
+        layer.input.add(Signal("real", signal.entries) if real else signal)
+        layer.additions += values if real else self.over_counted(signal.magnitude)
+        layer.traffic["real" if real else "integer"] += 2 * values  # the stream, read and written
 
     def pooling(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         """Mean over time steps and, with a classifier, over tokens."""
@@ -492,10 +515,16 @@ class _Counter:
         output = output[0] if isinstance(output, (tuple, list)) else output
         layer = self.layer(name, "unknown", output)
         layer.type_name = type(module).__name__
-        vectors, weights = self.vectors(output), parameters_of(module)
+        vectors, weights = self.vectors(output), [parameter for parameter in module.parameters()]
+        products = sum(weight.numel() for weight in weights if weight.dim() > 1) or output.shape[-1]
         layer.input.kind = "real"
-        layer.dense_macs += vectors // layer.num_time_steps * (weights or output.shape[-1])
-        layer.traffic["real"] += self.batch * weights + vectors * output.shape[-1]
+        layer.dense_macs += vectors // layer.num_time_steps * products
+        layer.traffic["real"] += self.batch * parameters_of(module) + vectors * output.shape[-1]
+
+    def unknown_container(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Finds out how often it runs; `count_own_products` counts it after the pass."""
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        self.steps[name] = output.shape[0] if isinstance(output, Tensor) and output.dim() == 4 else 1
 
     def count_own_products(self, flops: dict[str, dict[Any, int]]) -> None:
         """Matrix products that a module without a rule computes itself, at the padded length."""
@@ -504,14 +533,17 @@ class _Counter:
         def total(name: str) -> int:
             return sum(flops.get(f"{root}.{name}" if name else root, {}).values())
 
+        def of_children(name: str, module: nn.Module) -> int:
+            paths = {f"{name}.{child}".lstrip("."): submodule for child, submodule in module.named_children()}
+            # A list of modules is never called itself, so it has no entry.
+            return sum(total(path) or of_children(path, submodule) for path, submodule in paths.items())
+
         for name, module in self.unknown_containers.items():
-            children = [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()]
-            own = (total(name) - sum(total(child) for child in children)) // 2  # FLOPs to MACs
-            if own:
-                layer = self.layer(f"{name}.products".lstrip("."), "unknown", after=name)
-                layer.type_name = type(module).__name__
-                layer.input.kind = "real"
-                layer.dense_macs += own
+            layer = self.layer(f"{name}.products".lstrip("."), "unknown", after=name)
+            layer.type_name = type(module).__name__
+            layer.input.kind = "real"
+            layer.num_time_steps = self.steps.get(name, 1)
+            layer.dense_macs += (total(name) - of_children(name, module)) // 2 // layer.num_time_steps  # FLOPs to MACs
 
 
 def kind_of(x: Tensor) -> str:

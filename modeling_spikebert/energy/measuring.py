@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .counting import check_batches, model_arguments
+from .counting import check_batches, eval_mode, model_arguments
 
 NOT_READABLE = "not readable here"
 
@@ -37,7 +37,7 @@ class MeasuredCost:
         return asdict(self)
 
 
-def measure_cost(model: PreTrainedModel, inputs: Any, seconds: float = 2.0) -> MeasuredCost:
+def measure_cost(model: PreTrainedModel, inputs: Any, seconds: float = 1.0) -> MeasuredCost:
     """Runs the model on the inputs, over and over for at least `seconds`, after one pass that is not measured.
 
     Joules come from zeus (package `zeus`, extra `energy`): NVML's counter of the GPU that holds the model, or RAPL's of
@@ -49,15 +49,15 @@ def measure_cost(model: PreTrainedModel, inputs: Any, seconds: float = 2.0) -> M
         seconds: how long to measure, so that counters which tick every 0.1 s can be read.
 
     Raises:
-        ValueError: the inputs are not encoded batches, or there are none.
+        ValueError: the inputs are not encoded batches, or there are none, or `seconds` is not positive.
     """
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive, got {seconds}.")
     batches = [model_arguments(model, batch) for batch in check_batches(inputs)]
     sentences = sum(len(batch["input_ids"]) for batch in batches)
     if not sentences:
         raise ValueError("There are no sentences to measure: the inputs are empty. Pass at least one encoded batch.")
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         _run(model, batches)
         monitor, source = _monitor(model.device)
         passes: list[float] = []
@@ -69,8 +69,6 @@ def measure_cost(model: PreTrainedModel, inputs: Any, seconds: float = 2.0) -> M
         if monitor is not None:
             window = monitor.end_window(__name__)
             joules = sum((window.gpu_energy or window.cpu_energy).values()) / (len(passes) * sentences)
-    finally:
-        model.train(was_training)
     return MeasuredCost(
         latency_ms=1000 * statistics.median(passes) / sentences,
         joules=joules,

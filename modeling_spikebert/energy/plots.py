@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .counting import PARTS, model_arguments
+from .counting import PARTS, eval_mode, model_arguments
 from .report import EnergyReport, rates_per_step
 
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Zen Hei", "SimHei", "Microsoft YaHei", "PingFang SC")
@@ -32,21 +32,25 @@ def plot_raster(
     seen: list[torch.Tensor] = []
     base: Any = model.base_model
     handle = base.encoder.layer[block].mlp.intermediate.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             model(**model_arguments(model, encoded))
     finally:
-        model.train(was_training)
         handle.remove()
     spikes = seen[0][:, 0].float().cpu()  # [T, L, D]
-    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
+    ids = encoded["input_ids"][0].tolist()
     plt = _pyplot()
+    drawable = _characters(plt.rcParams["font.family"])
+    tokens = [
+        token if drawable.issuperset(token) else f"id {i}"
+        for i, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+    ]
     width = max(2.0, 0.3 * len(tokens))
     figure, axes = plt.subplots(1, len(spikes), figsize=(1 + width * len(spikes), 8), sharey=True, squeeze=False)
     for t, axis in enumerate(axes[0]):
-        image = axis.imshow(spikes[t].T, aspect="auto", origin="lower", cmap="Greys", vmin=0, interpolation="nearest")
+        image = axis.imshow(
+            spikes[t].T.numpy(), aspect="auto", origin="lower", cmap="Greys", vmin=0, interpolation="nearest"
+        )
         axis.set(title=f"time step {t + 1}", xticks=range(len(tokens)))
         axis.set_xticklabels(tokens, rotation=90, fontsize=8)
     axes[0][0].set_ylabel("neuron")
@@ -62,7 +66,7 @@ def _firing_rates(report: EnergyReport, file: Path) -> Path:
     rates = torch.tensor([rates_per_step(layer.output) for layer in neurons if layer.output is not None])  # [N, T]
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(3.5 + 0.8 * report.num_time_steps, 1.5 + 0.22 * len(neurons)))
-    image = axis.imshow(rates, aspect="auto", cmap="viridis", vmin=0)
+    image = axis.imshow(rates.numpy(), aspect="auto", cmap="viridis", vmin=0)
     names = [re.sub(r"^.*?\blayer\.(\d+)\.(.*?)_neuron$", r"\1 \2", layer.name) for layer in neurons]
     axis.set(xlabel="time step", yticks=range(len(names)), title="Firing rate of each layer of neurons")
     axis.set_xticks(range(report.num_time_steps), [str(t + 1) for t in range(report.num_time_steps)])
@@ -123,6 +127,14 @@ def _pyplot() -> Any:
     installed = {font.name for font in font_manager.fontManager.ttflist}
     pyplot.rcParams["font.family"] = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in installed)]
     return pyplot
+
+
+def _characters(families: list[str]) -> set[str]:
+    """What these fonts can draw."""
+    from matplotlib import font_manager, ft2font
+
+    fonts = (ft2font.FT2Font(font_manager.findfont(family)) for family in families)
+    return {chr(code) for font in fonts for code in font.get_charmap()}
 
 
 def _save(figure: Any, file: Path) -> Path:

@@ -1,15 +1,16 @@
 """`estimate_energy` and its report: counts divided by sentences, priced by two accounts."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from .constants import CONSTANTS, FORMULAS, PUBLISHED, EnergyConstants
-from .counting import INPUT_KINDS, Counts, LayerCount, Signal, count_operations, is_spiking
-from .measuring import MeasuredCost, measure_cost
-from .tables import comparison_markdown, comparison_table, layer_table
+from .counting import INPUT_KINDS, PARTS, Counts, LayerCount, Signal, count_operations, is_spiking
+from .measuring import MeasuredCost
+from .text import align, number, percent
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,37 @@ class EnergyReport:
     measured: MeasuredCost | None = None
 
     def __repr__(self) -> str:
-        return layer_table(self)
+        """One row for the same layer of all blocks, then the sums by part and the flags."""
+        blocks: dict[str, list[LayerEnergy]] = {}
+        for layer in self.layers:
+            name = re.sub(r"^.*?\blayer\.\d+", "", layer.name).removeprefix("spikebert.")
+            blocks.setdefault(name, []).append(layer)
+        above = ["", "", "", "", "", "published", "", "", f"strict ({self.constants.name})", "", ""]
+        header = ["layer", "input", "rate", "spikes", "dense MACs", "SOPs", "MACs", "mJ", "additions", "MACs", "mJ"]
+        rows = [_row(name, layers) for name, layers in blocks.items()]
+        kind = f"spiking, T = {self.num_time_steps}" if self.spiking else "not spiking"
+        lines = [
+            f"{self.model_name}: {kind}, {self.num_sentences} sentences of {self.tokens_per_sentence:.1f} tokens.",
+            "Figures are for one sentence; a row that begins with a dot is the sum over all blocks.",
+            "",
+            *align([header, *rows, ["all", "", "", "", *_figures([self])]], above),
+            "",
+            *align([["part", "published, mJ", "share", "strict, mJ", "share"], *self._parts()]),
+            *(f"Note: {flag}" for flag in self.flags),
+        ]
+        return "\n".join(lines)
+
+    def _parts(self) -> list[list[str]]:
+        rows = []
+        for part, name in PARTS.items():
+            layers = [layer for layer in self.layers if layer.part == part]
+            if layers:
+                row = [name]
+                for account in ("published", "strict"):
+                    energy = sum(getattr(layer, account).energy_mj for layer in layers)
+                    row += [number(energy), percent(energy, getattr(self, account).energy_mj)]
+                rows.append(row)
+        return rows
 
     @property
     def dense_macs(self) -> float:
@@ -173,10 +204,14 @@ class EnergyReport:
     @property
     def flags(self) -> list[str]:
         """What a reader must know before comparing."""
+        unknown: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.type_name is not None:
+                unknown.setdefault(layer.type_name, []).append(layer.name)
         flags = [
-            f"{layer.name}: layers of type {layer.type_name} are not known. Counted as dense MACs of real values."
-            for layer in self.layers
-            if layer.type_name is not None
+            f"There is no rule for layers of type {kind} ({', '.join(names[:3])}{', ...' if names[3:] else ''}): their "
+            "matrix products count as dense MACs of real values, their other operations do not count."
+            for kind, names in unknown.items()
         ]
         if not self.spiking:
             flags.append("The model is not spiking: all its inputs are real values, every operation is a MAC.")
@@ -254,53 +289,6 @@ def estimate_energy(
     )
 
 
-@dataclass(repr=False)
-class EnergyComparison:
-    """A spiking model and, beside it, a BERT on the same sentences; printed as a table.
-
-    Args:
-        student: report of the spiking model.
-        teacher: report of the BERT, if there is one.
-    """
-
-    student: EnergyReport
-    teacher: EnergyReport | None
-
-    def __repr__(self) -> str:
-        return comparison_table(self.student, self.teacher)
-
-    def to_markdown(self, dataset: str | None = None) -> str:
-        """The section of a model card: formulas, constants, lengths and figures. `dataset` is a plain name."""
-        return comparison_markdown(self.student, self.teacher, dataset)
-
-    def to_dict(self) -> dict[str, Any]:
-        """`student.to_dict()`, and with a teacher also `teacher` and `ratio`, the student's energy in the teacher's."""
-        figures = self.student.to_dict()
-        if self.teacher is not None:
-            figures["teacher"] = self.teacher.to_dict()
-            figures["ratio"] = {
-                account: getattr(self.student, account).energy_mj / getattr(self.teacher, account).energy_mj
-                for account in ("published", "strict")
-            }
-        return figures
-
-
-def compare_energy(student: PreTrainedModel, teacher: PreTrainedModel | None, inputs: Any) -> EnergyComparison:
-    """Estimates and measures both models on the same inputs, with the default constants.
-
-    Args:
-        student: a SpikeBERT.
-        teacher: a BERT-like encoder with the same tokenizer.
-        inputs: as in `estimate_energy`, but no iterator: they are run through several times.
-    """
-    reports = []
-    for model in (student, *([] if teacher is None else [teacher])):
-        report = estimate_energy(model, inputs)
-        report.measured = measure_cost(model, inputs)
-        reports.append(report)
-    return EnergyComparison(reports[0], reports[1] if teacher is not None else None)
-
-
 def _price(layer: LayerCount, counts: Counts, constants: EnergyConstants) -> LayerEnergy:
     sentences = counts.num_sentences
     dense = layer.dense_macs * layer.num_time_steps if layer.input.kind == "real" else 0
@@ -344,3 +332,18 @@ def layer_per_token(layer: LayerEnergy, tokens: float) -> dict[str, Any]:
 
 def _divide(figures: dict[str, Any], by: float) -> dict[str, Any]:
     return {name: _divide(value, by) if isinstance(value, dict) else value / by for name, value in figures.items()}
+
+
+def _row(name: str, layers: list[LayerEnergy]) -> list[str]:
+    kind = max((layer.input_kind for layer in layers), key=INPUT_KINDS.index)
+    rates = [[getattr(layer, name) for layer in layers] for name in ("firing_rate", "spikes_per_step")]
+    means = ["-" if None in values else f"{sum(values) / len(values):.3f}" for values in rates]
+    return [name, kind, *means, *_figures(layers)]
+
+
+def _figures(items: Sequence[Any]) -> list[str]:
+    figures = [sum(item.dense_macs for item in items)]
+    for account in ("published", "strict"):
+        for name in ("synaptic_operations", "macs", "energy_mj"):
+            figures.append(sum(getattr(getattr(item, account), name) for item in items))
+    return [number(figure) for figure in figures]

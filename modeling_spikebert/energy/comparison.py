@@ -1,0 +1,114 @@
+"""A spiking model beside a BERT, on the same sentences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .constants import FORMULAS, PUBLISHED
+from .measuring import measure_cost
+from .report import EnergyReport, estimate_energy
+from .text import align, number, percent
+
+
+@dataclass(repr=False)
+class EnergyComparison:
+    """Reports of a spiking model and, beside it, of a BERT; printed as a table.
+
+    Args:
+        student: report of the spiking model.
+        teacher: report of the BERT, if there is one.
+    """
+
+    student: EnergyReport
+    teacher: EnergyReport | None = None
+
+    @property
+    def reports(self) -> list[EnergyReport]:
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    def __repr__(self) -> str:
+        lines = align([self._header("for one sentence"), *self._figures(), *self._measured()])
+        measured = self.student.measured
+        if measured is not None:
+            lines.append(f"Measured on {measured.device}, batches of {measured.batch_size}; joules: {measured.source}.")
+        return "\n".join(lines)
+
+    def to_markdown(self, dataset: str | None = None) -> str:
+        """The section of a model card: formulas, constants, lengths and figures. `dataset` is a plain name."""
+        student, constants = self.student, self.student.constants
+        sentences = f"{student.num_sentences} sentences" + (f" of {dataset}" if dataset else "")
+        rows = [self._header(""), ["---"] * len(self._header("")), *self._figures()]
+        lines = [
+            f"Theoretical energy for one sentence, mean over {sentences} ({student.tokens_per_sentence:.1f} tokens "
+            f"each, at most {student.longest}), in two accounts:",
+            "",
+            f"- published: {FORMULAS['published']} ({PUBLISHED.source}).",
+            f"- strict: {FORMULAS['strict']}; {constants.mac_pj} pJ for a multiplication (with an addition), "
+            f"{constants.ac_pj} pJ for an addition, {constants.memory_pj_per_byte} pJ for a byte of memory traffic, a "
+            f"line of its own ({constants.source}).",
+            "",
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+        if student.firing_rate is not None:
+            lines += ["", f"Mean firing rate: {student.firing_rate:.3f} spikes per neuron and time step."]
+        lines += [f"\nNote: {flag}" for flag in student.flags]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`student.to_dict()`, and with a teacher also `teacher` and `ratio`, the student's energy in the teacher's."""
+        figures = self.student.to_dict()
+        if self.teacher is not None:
+            figures["teacher"] = self.teacher.to_dict()
+            figures["ratio"] = {
+                account: getattr(self.student, account).energy_mj / getattr(self.teacher, account).energy_mj
+                for account in ("published", "strict")
+            }
+        return figures
+
+    def _header(self, first: str) -> list[str]:
+        names = [f"spiking (T = {report.num_time_steps})" if report.spiking else "BERT" for report in self.reports]
+        return [first, *names, *(["ratio"] if len(names) > 1 else [])]
+
+    def _figures(self) -> list[list[str]]:
+        # No ratio of operations: a spiking model's additions stand in the place of a BERT's MACs.
+        return [
+            self._row("dense MACs", [report.dense_macs for report in self.reports]),
+            self._row("published: SOPs", [report.published.synaptic_operations for report in self.reports], False),
+            self._row("published: MACs", [report.published.macs for report in self.reports], False),
+            self._row("published: mJ", [report.published.energy_mj for report in self.reports]),
+            self._row("strict: additions", [report.strict.synaptic_operations for report in self.reports], False),
+            self._row("strict: MACs", [report.strict.macs for report in self.reports], False),
+            self._row("strict: mJ", [report.strict.energy_mj for report in self.reports]),
+            self._row("memory traffic, bytes", [report.memory_bytes for report in self.reports]),
+            self._row("memory traffic, mJ", [report.memory_energy_mj for report in self.reports]),
+        ]
+
+    def _measured(self) -> list[list[str]]:
+        measured = [report.measured for report in self.reports]
+        return [
+            self._row("measured: latency, ms", [None if cost is None else cost.latency_ms for cost in measured]),
+            self._row("measured: joules", [None if cost is None else cost.joules for cost in measured]),
+        ]
+
+    def _row(self, label: str, values: list[Any], with_ratio: bool = True) -> list[str]:
+        cells = [label, *("-" if value is None else number(value) for value in values)]
+        if len(values) > 1:
+            cells.append(percent(*values) if with_ratio and None not in values else "")
+        return cells
+
+
+def compare_energy(student: PreTrainedModel, teacher: PreTrainedModel | None, inputs: Any) -> EnergyComparison:
+    """Estimates and measures both models on the same inputs, with the default constants.
+
+    Args:
+        student: a SpikeBERT.
+        teacher: a BERT-like encoder with the same tokenizer.
+        inputs: as in `estimate_energy`, but no iterator: they are run through several times.
+    """
+    reports = []
+    for model in (student, *([] if teacher is None else [teacher])):
+        report = estimate_energy(model, inputs)
+        report.measured = measure_cost(model, inputs)
+        reports.append(report)
+    return EnergyComparison(*reports)
