@@ -84,6 +84,7 @@ def main(args: CurveArguments) -> None:
             {
                 "firing_rate_weight": weight,
                 "accuracy": metrics["eval_accuracy"],
+                "standard_error": (metrics["eval_accuracy"] * (1 - metrics["eval_accuracy"]) / len(validation)) ** 0.5,
                 "firing_rate": report.firing_rate,
                 "published_mj": report.published.energy_mj,
                 "strict_mj": report.strict.energy_mj,
@@ -123,7 +124,8 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
     for axis, account in zip(axes, ("published", "strict"), strict=True):
         energies = [point[f"{account}_mj"] for point in points]
-        axis.plot(energies, [100 * point["accuracy"] for point in points], marker="o")
+        accuracies, errors = ([100 * point[name] for point in points] for name in ("accuracy", "standard_error"))
+        axis.errorbar(energies, accuracies, errors, marker="o", capsize=3)
         for energy, point in zip(energies, points, strict=True):
             label = f" {point['firing_rate_weight']:g} (rate {point['firing_rate']:.3f})"
             axis.annotate(label, (energy, 100 * point["accuracy"]), fontsize=8)
