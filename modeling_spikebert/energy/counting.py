@@ -267,7 +267,7 @@ class _Counter:
             return None
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            rule(name, module, args, output)
+            rule(name, module, (*args, *kwargs.values()), output)
 
         return hook
 
@@ -306,7 +306,7 @@ class _Counter:
 
     # Looking at tensors
 
-    def look(self, x: Tensor) -> "Look":
+    def look(self, x: Tensor) -> Look:
         """What `x` is and how much of it is not 0. Shapes: `[T, B, L, D]`, `[B, L, D]`, else all counts as real."""
         if self._last is not None and self._last[0] is x:
             return self._last[1]
@@ -322,7 +322,7 @@ class _Counter:
             nonzero = spikes.sum(-1, dtype=torch.float32)  # [..., L]
             self.sum_tokens(nonzero, signal.nonzero, signal.nonzero_per_step)
             if signal.kind == "integer":
-                self.sum_tokens(x.abs().sum(-1, dtype=torch.float64), signal.magnitude, [])
+                self.sum_tokens(x.abs().sum(-1, dtype=torch.int64), signal.magnitude, [])
             else:
                 signal.magnitude = signal.nonzero
         self._last = (x, Look(signal, nonzero))
@@ -331,14 +331,14 @@ class _Counter:
     def sum_tokens(self, values: Tensor, sums: dict[str, int], per_step: list[int]) -> None:
         """Sums `values` `[T, B, L]` or `[B, L]` over real tokens and over padding; others as if all were real."""
         if values.shape[-2:] != self.real.shape:
-            sums["real"] = int(values.sum(dtype=torch.float64))
+            sums["real"] = int(values.sum(dtype=torch.int64))
             return
-        steps = values.sum((-2, -1), dtype=torch.float64).reshape(-1)
+        steps = values.sum((-2, -1), dtype=torch.int64).reshape(-1)
         if self.num_padding:
-            of_real = (values * self.real).sum((-2, -1), dtype=torch.float64).reshape(-1)
+            of_real = (values * self.real).sum((-2, -1), dtype=torch.int64).reshape(-1)
             sums["padding"] = int((steps - of_real).sum())
             steps = of_real
-        per_step += [int(step) for step in steps.tolist()]
+        per_step += steps.tolist()
         sums["real"] = sum(per_step)
 
     def has_tokens(self, x: Tensor) -> bool:
@@ -368,10 +368,10 @@ class _Counter:
     def sorted_layers(self) -> dict[str, LayerCount]:
         return dict(sorted(self.counts.layers.items(), key=lambda item: self.places[item[0]]))
 
-    # Rules: name, module, positional arguments, output
+    # Rules: name, module, arguments, output
 
     def linear(self, name: str, module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
-        (x,) = args
+        x, *_ = args
         head = self.model.base_model is not self.model and not name.startswith(self.model.base_model_prefix + ".")
         layer = self.layer(name, "head" if head else "linear", x)
         signal = self.look(x).signal
@@ -382,7 +382,7 @@ class _Counter:
         layer.traffic["real"] += self.batch * parameters_of(module) + self.vectors(x) * module.out_features
 
     def layer_norm(self, name: str, module: nn.LayerNorm, args: tuple[Any, ...], output: Tensor) -> None:
-        (x,) = args
+        x, *_ = args
         layer, vectors, width = self.layer(name, "layer_norm", x), self.vectors(x), x.shape[-1]
         layer.input.add(self.look(x).signal)
         # Sum, centre, epsilon; then square and sum, two divisions by the width, root, scale, weight and bias.
@@ -391,7 +391,7 @@ class _Counter:
         layer.traffic["real"] += self.batch * parameters_of(module) + vectors * width
 
     def neuron(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        (current,) = args
+        current, *_ = args
         layer = self.layer(name, "neuron", current)
         spikes = self.look(output).signal
         layer.output = layer.output or Signal()
@@ -406,7 +406,7 @@ class _Counter:
         layer.traffic["real"] += 2 * updates  # the membrane, read and written
 
     def encoding(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        (embeddings,) = args
+        embeddings, *_ = args
         layer = self.layer(name, "embedding", embeddings)
         layer.input.add(self.look(embeddings).signal)
         compared = self.vectors(embeddings) * embeddings.shape[-1]
@@ -425,7 +425,7 @@ class _Counter:
         branch, (_, query, key, value, _) = output
         self.shortcut(name, module, args, (branch, ()))
         width, heads = query.shape[-1], module.num_heads
-        # Padding has been taken out of key and value already. These counts are exact in float32, products in float64.
+        # Padding has been taken out of key and value already. The counts are exact in float32, their products in int64.
         query_sums = (query * self.counted.unsqueeze(-1)).sum(2, dtype=torch.float32)  # [T, B, D]
         key_sums = key.sum(2, dtype=torch.float32)  # [T, B, D]
         # Spikes that fall on key j from all queries, and spikes of value j, head by head.
@@ -435,8 +435,8 @@ class _Counter:
         looks = {"query": self.look(query), "key": self.look(key), "value": self.look(value)}
         kind = max((look.signal.kind for look in looks.values()), key=INPUT_KINDS.index)
         for product, operand, events in (
-            ("scores", "query", (query_sums.double() * key_sums).sum()),
-            ("context", "value", (arriving.double() * leaving).sum()),
+            ("scores", "query", (query_sums.long() * key_sums.long()).sum()),
+            ("context", "value", (arriving.long() * leaving.long()).sum()),
         ):
             layer = self.layer(f"{name}.{product}", "attention", query, after=f"{name}.value_neuron")
             layer.input.add(looks[operand].signal)
@@ -444,7 +444,7 @@ class _Counter:
             layer.dense_macs += self.token_pairs * width
             nonzero = looks[operand].nonzero  # [T, B, L]
             if nonzero is not None:
-                per_sentence = (nonzero.sum(0) * self.counted).sum(1, dtype=torch.float64)
+                per_sentence = (nonzero.sum(0) * self.counted).sum(1, dtype=torch.int64)
                 layer.active_synapses += int((per_sentence * self.lengths).sum())
                 layer.synaptic_events += int(events)
         pairs = layer.num_time_steps * heads * self.token_pairs
@@ -515,7 +515,7 @@ class _Counter:
         output = output[0] if isinstance(output, (tuple, list)) else output
         layer = self.layer(name, "unknown", output)
         layer.type_name = type(module).__name__
-        vectors, weights = self.vectors(output), [parameter for parameter in module.parameters()]
+        vectors, weights = self.vectors(output), list(module.parameters())
         products = sum(weight.numel() for weight in weights if weight.dim() > 1) or output.shape[-1]
         layer.input.kind = "real"
         layer.dense_macs += vectors // layer.num_time_steps * products
