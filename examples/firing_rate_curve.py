@@ -49,14 +49,19 @@ class CurveArguments:
     num_energy_sentences: int = field(default=200, metadata={"help": "Validation sentences to count energy on."})
     seed: int = field(default=0, metadata={"help": "Seed of the order of sentences and of the new classifier."})
 
+    def __post_init__(self) -> None:
+        if (self.train_file is None) != (self.validation_file is None):
+            raise ValueError("Pass both --train_file and --validation_file, or neither.")
+
 
 def main(args: CurveArguments) -> None:
     folder, run = Path(args.output_dir), Path(args.run)
     folder.mkdir(parents=True, exist_ok=True)
     teacher = AutoModelForSequenceClassification.from_pretrained(run / "teacher")
     tokenizer = AutoTokenizer.from_pretrained(run / "teacher")
-    text = bundled_tweets()
-    if args.train_file is not None and args.validation_file is not None:
+    if args.train_file is None or args.validation_file is None:
+        text = bundled_tweets()
+    else:
         text = load_labelled(args.train_file, args.validation_file)
     text = match_labels(text, teacher.config.id2label)
     train, validation = (tokenize(split, tokenizer, args.max_length) for split in (text.train, text.validation))
@@ -138,8 +143,7 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    (arguments,) = HfArgumentParser(CurveArguments).parse_args_into_dataclasses()
     try:
-        main(arguments)
+        main(*HfArgumentParser(CurveArguments).parse_args_into_dataclasses())
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"firing_rate_curve.py: {error}")

@@ -39,7 +39,7 @@ class SpikeBertModelOutput(ModelOutput):
         hidden_states: with `output_hidden_states`, the embeddings and each block's output as means over time steps,
             `num_hidden_layers + 1` tensors `[B, L, D]`; the last one is `last_hidden_state`.
         firing_rates: with `output_firing_rates`, one tensor `[B, 7]` for each block: spikes per neuron and time step of
-            each sentence, mean over its real tokens, of the signals named in `FIRING_RATE_NAMES`. With the spike
+            each sentence, mean over the tokens that count, of the signals named in `FIRING_RATE_NAMES`. With the spike
             shortcut the two inputs are spike counts and may exceed 1.
     """
 
@@ -297,8 +297,7 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         source: Any = teacher.base_model.embeddings
         positions = getattr(source, "position_embeddings", None)
         types = getattr(source, "token_type_embeddings", None)
-        # RoBERTa counts positions from padding_idx + 1.
-        first_position = 0 if positions is None or positions.padding_idx is None else positions.padding_idx + 1
+        first_position = 0 if positions is None else first_position_of(positions)
         inherited: dict[str, Any] = {
             "vocab_size": source.word_embeddings.num_embeddings,
             "hidden_size": config.hidden_size,
@@ -463,6 +462,11 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         return SpikeBertSequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, firing_rates=outputs.firing_rates
         )
+
+
+def first_position_of(position_embeddings: nn.Embedding) -> int:
+    """The row of a sentence's first token: 0, but RoBERTa counts from `padding_idx + 1`."""
+    return 0 if position_embeddings.padding_idx is None else position_embeddings.padding_idx + 1
 
 
 def masked_mean(x: Tensor, token_mask: Tensor | None) -> Tensor:

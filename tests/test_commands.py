@@ -396,6 +396,28 @@ def test_energy_of_a_bert_alone_says_that_it_is_not_spiking(inputs, capsys):
     assert "Note: The model is not spiking" in capsys.readouterr().out
 
 
+def test_energy_pictures_of_a_bert_alone(inputs, tmp_path):
+    main(["energy", str(inputs.teacher), "--text", "word1 word2", "--plots", str(tmp_path / "plots")])
+    assert [file.name for file in (tmp_path / "plots").iterdir()] == ["energy_by_part.png"]
+
+
+def test_energy_says_what_it_cuts(quickstart, capsys):
+    text = ["--text", "word1 word2 word3 word4", "word5"]
+    main(["energy", str(quickstart.folder / "student"), *text, "--max-length", "4"])
+    assert "1 of 2 sentences are cut at 4 tokens (--max-length)" in capsys.readouterr().out
+
+
+def test_energy_of_a_teacher_with_another_tokenizer_says_so(quickstart, tmp_path, capsys):
+    tiny_teacher().save_pretrained(tmp_path)
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word", "##1"])}
+    BertTokenizerFast(vocab=vocabulary).save_pretrained(tmp_path)
+    main(["energy", str(quickstart.folder / "student"), "--text", "word1 word1", "--teacher", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "cut the same sentences into different numbers of tokens" in shown
+    (line,) = (line for line in shown.splitlines() if line.startswith("tokens "))
+    assert line.split() == ["tokens", "4", "6"]
+
+
 @pytest.mark.filterwarnings("error")
 def test_energy_pictures_of_chinese_text(quickstart, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(quickstart.folder / "student")
@@ -412,8 +434,9 @@ def test_energy_pictures_of_chinese_text(quickstart, tmp_path):
         (["--text", " "], "a sentence is empty"),
         (["--text", "word1", "--constants", "3nm"], "3nm: cannot be read"),
         (["--dataset", "nonsense"], "nonsense: neither a file"),
+        (["--text", "word1", "--max-length", "17"], "--max-length 17 exceeds the 16 positions"),
     ],
-    ids=["absent file", "empty sentence", "unknown constants", "no split"],
+    ids=["absent file", "empty sentence", "unknown constants", "no split", "too long"],
 )
 def test_energy_refuses(quickstart, options, expected):
     assert expected in energy(quickstart.folder / "student", *options)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
@@ -28,6 +28,7 @@ from ..energy import (
     estimate_energy,
     measure_cost,
 )
+from ..modeling_spikebert import first_position_of
 
 
 def main(arguments: list[str]) -> None:
@@ -51,7 +52,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--num-sentences", type=int, default=200, help="how many sentences, drawn at random (default: %(default)s)"
     )
     parser.add_argument("--teacher", metavar="BERT", help="folder or Hub name of a BERT to compare with")
-    parser.add_argument("--max-length", type=int, default=128, help="longest sentence, in tokens (default: 128)")
+    parser.add_argument(
+        "--max-length", type=int, help="longest sentence, in tokens (default: 128, or a model's positions if fewer)"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="sentences in a batch (default: %(default)s)")
     parser.add_argument(
         "--constants",
@@ -65,7 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name in ("num_sentences", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if args.max_length < 3:
+    if args.max_length is not None and args.max_length < 3:
         parser.error(f"--max-length must be at least 3, got {args.max_length}: two tokens are special ones.")
     return args
 
@@ -78,14 +81,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.plots is not None:
         import matplotlib  # noqa: F401  before the work, so that nothing is lost without it
     sentences = _sentences(args)
-    student = load(args.model)
-    report = _report(student, args.model, sentences, args, constants)
-    teacher_report = None
-    if args.teacher is not None:
-        teacher_report = _report(load(args.teacher), args.teacher, sentences, args, constants)
-
-    comparison = EnergyComparison(report, teacher_report)
-    print(f"{report}\n\n{comparison}")
+    names = [args.model] if args.teacher is None else [args.model, args.teacher]
+    models = [load(name) for name in names]
+    args.max_length = longest_input(args.max_length, dict(zip(names, models, strict=True)))
+    reports = [_report(model, name, sentences, args, constants) for name, model in zip(names, models, strict=True)]
+    comparison = EnergyComparison(*reports)
+    print(f"{reports[0]}\n\n{comparison}")
     figures = comparison.to_dict()
     if args.json is not None:
         Path(args.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
@@ -94,11 +95,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         folder = Path(args.plots)
         folder.mkdir(parents=True, exist_ok=True)
-        files = plot_energy(report, teacher_report, folder)
-        if report.spiking:
-            files.append(plot_raster(student, _tokenizer(args.model), sentences[0], folder / "spike_raster.png"))
+        files = plot_energy(comparison.student, comparison.teacher, folder)
+        if comparison.student.spiking:
+            tokenizer = AutoTokenizer.from_pretrained(args.model)
+            files.append(plot_raster(models[0], tokenizer, sentences[0], folder / "spike_raster.png"))
         print(f"\nPictures: {', '.join(map(str, files))}")
-        if teacher_report is None:
+        if args.teacher is None:
             print("For a picture of spiking against BERT, name one with --teacher.")
     return figures
 
@@ -110,8 +112,19 @@ def load(name: str) -> PreTrainedModel:
     return (AutoModelForSequenceClassification if classifies else AutoModel).from_pretrained(name)
 
 
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(name)
+def longest_input(max_length: int | None, models: dict[str, PreTrainedModel]) -> int:
+    """`max_length`, or 128, within the positions of all models."""
+    positions = {name: num_positions(model) for name, model in models.items()}
+    for name, most in positions.items():
+        if max_length is not None and max_length > most:
+            raise ValueError(f"--max-length {max_length} exceeds the {most:g} positions of {name}.")
+    return max_length or int(min(128, *positions.values()))
+
+
+def num_positions(model: PreTrainedModel) -> float:
+    base: Any = model.base_model
+    table = getattr(getattr(base, "embeddings", None), "position_embeddings", None)
+    return math.inf if table is None else table.num_embeddings - first_position_of(table)
 
 
 def _sentences(args: argparse.Namespace) -> list[str]:
@@ -126,7 +139,11 @@ def _sentences(args: argparse.Namespace) -> list[str]:
 def _report(
     model: PreTrainedModel, name: str, sentences: list[str], args: argparse.Namespace, constants: EnergyConstants
 ) -> EnergyReport:
-    tokenizer = _tokenizer(name)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    lengths = [len(ids) for ids in tokenizer(sentences, verbose=False)["input_ids"]]
+    cut = sum(length > args.max_length for length in lengths)
+    if cut:
+        print(f"{name}: {cut} of {len(lengths)} sentences are cut at {args.max_length} tokens (--max-length).\n")
     tokens = tokenize(Dataset.from_dict({"text": sentences}), tokenizer, args.max_length)
     batches = list(DataLoader(tokens, batch_size=args.batch_size, collate_fn=DataCollatorWithPadding(tokenizer)))
     report = estimate_energy(model, batches, constants)

@@ -31,8 +31,8 @@ class EnergyComparison:
         lines = align([self._header("for one sentence"), *self._figures(), *self._measured()])
         measured = self.student.measured
         if measured is not None:
-            lines.append(f"Measured on {measured.device}, batches of {measured.batch_size}; joules: {measured.source}.")
-        return "\n".join(lines)
+            lines.append(f"Measured on {measured.device}, one sentence at a time; joules: {measured.source}.")
+        return "\n".join([*lines, *self._notes()])
 
     def to_markdown(self, dataset: str | None = None) -> str:
         """The section of a model card: formulas, constants, lengths and figures. `dataset` is a plain name."""
@@ -52,27 +52,38 @@ class EnergyComparison:
         ]
         if student.firing_rate is not None:
             lines += ["", f"Mean firing rate: {student.firing_rate:.3f} spikes per neuron and time step."]
-        lines += [f"\nNote: {flag}" for flag in student.flags]
-        return "\n".join(lines)
+        notes = [*(f"Note: {flag}" for flag in student.flags), *self._notes()]
+        return "\n".join([*lines, *(f"\n{note}" for note in notes)])
 
     def to_dict(self) -> dict[str, Any]:
         """`student.to_dict()`, and with a teacher also `teacher` and `ratio`, the student's energy in the teacher's."""
         figures = self.student.to_dict()
         if self.teacher is not None:
             figures["teacher"] = self.teacher.to_dict()
-            figures["ratio"] = {
-                account: getattr(self.student, account).energy_mj / getattr(self.teacher, account).energy_mj
-                for account in ("published", "strict")
-            }
+            student, teacher = (
+                {"published": r.published.energy_mj, "strict": r.strict.energy_mj, "memory": r.memory_energy_mj}
+                for r in self.reports
+            )
+            figures["ratio"] = {name: mj / teacher[name] if teacher[name] else None for name, mj in student.items()}
         return figures
 
+    def _notes(self) -> list[str]:
+        """On the teacher and the comparison; the student's report has its own."""
+        notes = []
+        if self.teacher is not None:
+            notes += [f"Note on the BERT: {flag}" for flag in self.teacher.flags if "not spiking" not in flag]
+            if self.teacher.num_tokens != self.student.num_tokens:
+                notes.append("Note: the two tokenizers cut the same sentences into different numbers of tokens.")
+        return notes
+
     def _header(self, first: str) -> list[str]:
-        names = [f"spiking (T = {report.num_time_steps})" if report.spiking else "BERT" for report in self.reports]
+        names = [report.description for report in self.reports]
         return [first, *names, *(["ratio"] if len(names) > 1 else [])]
 
     def _figures(self) -> list[list[str]]:
         # No ratio of operations: a spiking model's additions stand in the place of a BERT's MACs.
         return [
+            self._row("tokens", [report.tokens_per_sentence for report in self.reports], False),
             self._row("dense MACs", [report.dense_macs for report in self.reports]),
             self._row("published: SOPs", [report.published.synaptic_operations for report in self.reports], False),
             self._row("published: MACs", [report.published.macs for report in self.reports], False),
@@ -98,7 +109,7 @@ class EnergyComparison:
         return cells
 
 
-def compare_energy(student: PreTrainedModel, teacher: PreTrainedModel | None, inputs: Any) -> EnergyComparison:
+def compare_energy(student: PreTrainedModel, teacher: PreTrainedModel, inputs: Any) -> EnergyComparison:
     """Estimates and measures both models on the same inputs, with the default constants.
 
     Args:
@@ -107,7 +118,7 @@ def compare_energy(student: PreTrainedModel, teacher: PreTrainedModel | None, in
         inputs: as in `estimate_energy`, but no iterator: they are run through several times.
     """
     reports = []
-    for model in (student, *([] if teacher is None else [teacher])):
+    for model in (student, teacher):
         report = estimate_energy(model, inputs)
         report.measured = measure_cost(model, inputs)
         reports.append(report)

@@ -40,18 +40,19 @@ PARTS = {
 # Encoders of transformers whose attention is softmax(q k^T / sqrt(d)) v and nothing else.
 PLAIN_ENCODERS = ("bert", "camembert", "distilbert", "electra", "ernie", "roberta", "xlm-roberta")
 
-# Modules that only call others, or whose own computation has a rule below. (Projections belong to training.)
+# Modules that only call others. (Projections belong to training.)
 CONTAINERS = ("ModuleList", "Sequential", "ModuleDict", "FeatureProjections")
-SPIKEBERT = (
-    "SpikeBertEmbeddings",
-    "SpikeBertEncoder",
-    "SpikeBertEncoding",
-    "SpikeBertForSequenceClassification",
-    "SpikeBertLayer",
-    "SpikeBertMLP",
-    "SpikeBertModel",
-    "SpikeBertSelfAttention",
-)
+# The model's own modules, and the rule for what they compute themselves.
+SPIKEBERT = {
+    "SpikeBertEmbeddings": None,
+    "SpikeBertEncoder": None,
+    "SpikeBertEncoding": "encoding",
+    "SpikeBertForSequenceClassification": "pooling",
+    "SpikeBertLayer": None,
+    "SpikeBertMLP": "shortcut",
+    "SpikeBertModel": "pooling",
+    "SpikeBertNeuron": "neuron",
+}
 FREE = (nn.Dropout, nn.Identity, nn.Embedding)  # a lookup is memory traffic, which its `embeddings` row has
 
 
@@ -103,6 +104,7 @@ class LayerCount:
         output: spikes, if it is a layer of neurons.
         traffic: values read and written beside the input, by kind; see `INPUT_KINDS`.
         type_name: of a module that has no rule: it is counted as dense products of real values.
+        has_products: whether matrix products were seen in such a module.
     """
 
     name: str
@@ -117,6 +119,7 @@ class LayerCount:
     output: Signal | None = None
     traffic: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INPUT_KINDS, 0))
     type_name: str | None = None
+    has_products: bool = False
 
 
 @dataclass
@@ -131,9 +134,9 @@ class Counts:
     padding_counts: bool = False
 
 
-def count_operations(model: PreTrainedModel, inputs: Any) -> Counts:
-    """Runs the model on `inputs` (see `estimate_energy`) and counts."""
-    counter = _Counter(model, is_spiking(model))
+def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> Counts:
+    """Runs the model, a SpikeBERT or a BERT-like encoder, on `inputs` (see `estimate_energy`) and counts."""
+    counter = _Counter(model, spiking)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         for name, module in model.named_modules():
@@ -226,18 +229,22 @@ class _Counter:
         self.config: Any = model.config
         self.spiking = spiking
         self.counts = Counts(padding_counts=spiking and not self.config.mask_padding)
-        self.base_names = {name for name, module in model.named_modules() if module is model.base_model}
-        self.unknown_containers: dict[str, nn.Module] = {}
+        self.unknown: dict[str, nn.Module] = {}
         self.modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
         self.places: dict[str, float] = {}
-        self.steps: dict[str, int] = {}
+        self.outputs: dict[str, Tensor] = {}  # of unknown modules, in this pass
         # The last tensor that was looked at: query, key and value read the same one.
         self._last: tuple[Tensor, Look] | None = None
 
     def run(self, arguments: dict[str, Any]) -> None:
         ids = arguments["input_ids"]
-        mask = arguments.get("attention_mask")
-        self.real = (torch.ones_like(ids) if mask is None else mask).bool()  # [B, L]
+        mask = arguments.get("attention_mask", torch.ones_like(ids))
+        if mask.shape != ids.shape or not mask.any(1).all():
+            raise ValueError(
+                f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}, and a token in each row, got "
+                f"shape {tuple(mask.shape)}."
+            )
+        self.real = mask.bool()  # [B, L]
         self.counted = torch.ones_like(self.real) if self.counts.padding_counts else self.real
         self.lengths = self.counted.sum(1)  # [B]
         self.batch, self.width = ids.shape
@@ -246,14 +253,14 @@ class _Counter:
         self.num_padding = self.real.numel() - self.num_real
         self.token_pairs = int(self.lengths.square().sum())
         with torch.no_grad():
-            if not self.unknown_containers:
+            if not self.unknown:
                 self.model(**arguments)
             else:
                 # The FLOP counter cannot follow weights that ask for gradients and are passed to a module.
                 weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
                 with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops:
                     functional_call(self.model, weights, kwargs=arguments)
-                self.count_own_products(flops.get_flop_counts())
+                self.count_unknown(flops.get_flop_counts())
         self._last = None
         counts = self.counts
         counts.num_sentences += self.batch
@@ -272,37 +279,32 @@ class _Counter:
         return hook
 
     def rule_for(self, name: str, module: nn.Module) -> Callable[[str, Any, tuple[Any, ...], Any], None] | None:
-        kind = type(module).__name__
-        kinds = {cls.__name__ for cls in type(module).__mro__}  # by name: remote code brings classes of its own
-        if isinstance(module, nn.Linear):
+        kind = type(module).__name__  # by name: remote code brings classes of its own
+        kinds = {cls.__name__ for cls in type(module).__mro__}
+        if type(module) is nn.Linear:
             return self.linear
-        if isinstance(module, nn.LayerNorm):
+        if type(module) is nn.LayerNorm:
             return self.layer_norm
-        if "SpikeBertNeuron" in kinds:
-            return self.neuron
-        if "SpikeBertSelfAttention" in kinds:
+        if kind == "SpikeBertSelfAttention":
             return self.spiking_attention
-        if "SpikeBertMLP" in kinds:
-            return self.shortcut
-        if "SpikeBertEncoding" in kinds:
-            return self.encoding if module.sign else None
         if module is getattr(self.model.base_model, "embeddings", None):
             return self.embeddings
-        if isinstance(module, FREE) or kind in CONTAINERS:
+        if type(module) in FREE or kind in CONTAINERS:
             return None
-        if self.spiking and kinds & set(SPIKEBERT):
-            if kind not in SPIKEBERT:  # a subclass may compute more
-                self.unknown_containers[name] = module
-            return self.pooling if name == "" else None
-        if not self.spiking and self.config.model_type in PLAIN_ENCODERS and not is_leaf(module):
+        if self.spiking and kinds & SPIKEBERT.keys():
+            if kind not in SPIKEBERT:  # a subclass may compute more than its class
+                self.unknown[name] = module
+            rule = next(SPIKEBERT[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in SPIKEBERT)
+            return None if rule is None or (rule == "pooling" and name) else getattr(self, rule)
+        path = type(module).__module__
+        if path.startswith("transformers.models.") and self.config.model_type in PLAIN_ENCODERS and not is_leaf(module):
             if kind.endswith("SelfAttention"):
                 return self.softmax_attention
-            return self.residual_additions if name in self.base_names else None
-        if is_leaf(module):
-            activation = type(module).__module__ in ("torch.nn.modules.activation", "transformers.activations")
-            return self.activation if activation and not list(module.parameters()) else self.unknown_leaf
-        self.unknown_containers[name] = module
-        return self.unknown_container
+            return self.residual_additions if module is self.model.base_model else None
+        if path in ("torch.nn.modules.activation", "transformers.activations") and is_leaf(module):
+            return self.activation
+        self.unknown[name] = module
+        return self.unknown_module
 
     # Looking at tensors
 
@@ -405,8 +407,10 @@ class _Counter:
         layer.traffic["binary"] += updates
         layer.traffic["real"] += 2 * updates  # the membrane, read and written
 
-    def encoding(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def encoding(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         embeddings, *_ = args
+        if not module.sign:
+            return
         layer = self.layer(name, "embedding", embeddings)
         layer.input.add(self.look(embeddings).signal)
         compared = self.vectors(embeddings) * embeddings.shape[-1]
@@ -416,8 +420,8 @@ class _Counter:
     def embeddings(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         layer = self.layer(name, "embedding")
         tables = [table for table in module.children() if isinstance(table, nn.Embedding)]
-        values = self.tokens * module.word_embeddings.embedding_dim
-        layer.input.kind = "integer"  # ids, which select rows
+        values = self.tokens * output.shape[-1]
+        layer.input.kind = "real"  # the rows that ids select
         layer.additions += (len(tables) - 1) * values
         layer.traffic["real"] += (len(tables) + 1) * values  # rows read, their sum written
 
@@ -426,11 +430,11 @@ class _Counter:
         self.shortcut(name, module, args, (branch, ()))
         width, heads = query.shape[-1], module.num_heads
         # Padding has been taken out of key and value already. The counts are exact in float32, their products in int64.
-        query_sums = (query * self.counted.unsqueeze(-1)).sum(2, dtype=torch.float32)  # [T, B, D]
-        key_sums = key.sum(2, dtype=torch.float32)  # [T, B, D]
+        query_sums = (query.abs() * self.counted.unsqueeze(-1)).sum(2, dtype=torch.float32)  # [T, B, D]
+        key_sums = key.abs().sum(2, dtype=torch.float32)  # [T, B, D]
         # Spikes that fall on key j from all queries, and spikes of value j, head by head.
-        arriving = (query_sums.unsqueeze(2) * key).unflatten(-1, (heads, -1)).sum(-1)  # [T, B, L, H]
-        leaving = value.unflatten(-1, (heads, -1)).sum(-1, dtype=torch.float32)  # [T, B, L, H]
+        arriving = (query_sums.unsqueeze(2) * key.abs()).unflatten(-1, (heads, -1)).sum(-1)  # [T, B, L, H]
+        leaving = value.abs().unflatten(-1, (heads, -1)).sum(-1, dtype=torch.float32)  # [T, B, L, H]
 
         looks = {"query": self.look(query), "key": self.look(key), "value": self.look(value)}
         kind = max((look.signal.kind for look in looks.values()), key=INPUT_KINDS.index)
@@ -511,23 +515,18 @@ class _Counter:
         layer.multiplications += values
         layer.traffic["real"] += values
 
-    def unknown_leaf(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        output = output[0] if isinstance(output, (tuple, list)) else output
-        layer = self.layer(name, "unknown", output)
-        layer.type_name = type(module).__name__
-        vectors, weights = self.vectors(output), list(module.parameters())
-        products = sum(weight.numel() for weight in weights if weight.dim() > 1) or output.shape[-1]
-        layer.input.kind = "real"
-        layer.dense_macs += vectors // layer.num_time_steps * products
-        layer.traffic["real"] += self.batch * parameters_of(module) + vectors * output.shape[-1]
+    def unknown_module(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Keeps what it returns; `count_unknown` counts it after the pass."""
+        values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else [output]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if tensors:
+            self.outputs[name] = tensors[0]
 
-    def unknown_container(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Finds out how often it runs; `count_own_products` counts it after the pass."""
-        output = output[0] if isinstance(output, (tuple, list)) else output
-        self.steps[name] = output.shape[0] if isinstance(output, Tensor) and output.dim() == 4 else 1
+    def count_unknown(self, flops: dict[str, dict[Any, int]]) -> None:
+        """Matrix products that a module without a rule computes itself; those of a container at the padded length.
 
-    def count_own_products(self, flops: dict[str, dict[Any, int]]) -> None:
-        """Matrix products that a module without a rule computes itself, at the padded length."""
+        A leaf that computes none, as far as torch's counter can see, counts one product for each value it returns.
+        """
         root = type(self.model).__name__
 
         def total(name: str) -> int:
@@ -538,12 +537,19 @@ class _Counter:
             # A list of modules is never called itself, so it has no entry.
             return sum(total(path) or of_children(path, submodule) for path, submodule in paths.items())
 
-        for name, module in self.unknown_containers.items():
-            layer = self.layer(f"{name}.products".lstrip("."), "unknown", after=name)
+        for name, module in self.unknown.items():
+            output = self.outputs.get(name)
+            products = (total(name) - of_children(name, module)) // 2  # FLOPs to MACs
+            row = name if is_leaf(module) and output is not None else f"{name}.products".lstrip(".")
+            layer = self.layer(row, "unknown", output, after=name)
             layer.type_name = type(module).__name__
             layer.input.kind = "real"
-            layer.num_time_steps = self.steps.get(name, 1)
-            layer.dense_macs += (total(name) - of_children(name, module)) // 2 // layer.num_time_steps  # FLOPs to MACs
+            layer.has_products |= products > 0
+            if is_leaf(module) and output is not None:
+                vectors = output.numel() // output.shape[-1]
+                products = (products or output.numel()) * self.vectors(output) // vectors  # without padding
+            layer.dense_macs += products // layer.num_time_steps
+        self.outputs.clear()
 
 
 def kind_of(x: Tensor) -> str:

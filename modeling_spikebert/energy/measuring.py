@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .counting import check_batches, eval_mode, model_arguments
 
 NOT_READABLE = "not readable here"
+NUM_SENTENCES = 20
 
 
 @dataclass(frozen=True)
@@ -18,76 +20,98 @@ class MeasuredCost:
     """Measured cost of a sentence.
 
     Args:
-        latency_ms: time of a sentence in ms, median over passes through the inputs.
+        latency_ms: time of a sentence that comes alone, in ms; median over sentences and repeats.
         joules: energy of a sentence, the whole device's with its idle share and other programs; None if not readable.
         source: which counter was read, or why none.
         device: on which device it ran.
-        batch_size: sentences in a batch.
-        passes: how often the inputs were run.
+        num_sentences: how many sentences were run.
+        repeats: how often each of them was run.
     """
 
     latency_ms: float
     joules: float | None
     source: str
     device: str
-    batch_size: int
-    passes: int
+    num_sentences: int
+    repeats: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def measure_cost(model: PreTrainedModel, inputs: Any, seconds: float = 1.0) -> MeasuredCost:
-    """Runs the model on the inputs, over and over for at least `seconds`, after one pass that is not measured.
+    """Runs the first 20 sentences of the inputs one at a time, without padding, over and over.
 
-    Joules come from zeus (package `zeus`, extra `energy`): NVML's counter of the GPU that holds the model, or RAPL's of
-    the CPU packages.
+    A first round is not measured. Joules come from zeus (package `zeus`, extra `energy`): NVML's counter of the GPU
+    that holds the model, or RAPL's of the CPU packages. For RAPL zeus starts a process of its own, so a script needs
+    `if __name__ == "__main__":`.
 
     Args:
         model: any model of transformers.
         inputs: as in `estimate_energy`.
-        seconds: how long to measure, so that counters which tick every 0.1 s can be read.
+        seconds: how long to measure at least, so that counters which tick every 0.1 s can be read.
 
     Raises:
         ValueError: the inputs are not encoded batches, or there are none, or `seconds` is not positive.
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}.")
-    batches = [model_arguments(model, batch) for batch in check_batches(inputs)]
-    sentences = sum(len(batch["input_ids"]) for batch in batches)
+    sentences = _sentences(model, inputs)
     if not sentences:
         raise ValueError("There are no sentences to measure: the inputs are empty. Pass at least one encoded batch.")
     with eval_mode(model):
-        _run(model, batches)
+        _round(model, sentences)
         monitor, source = _monitor(model.device)
-        passes: list[float] = []
+        times: list[float] = []
         if monitor is not None:
             monitor.begin_window(__name__)
-        while sum(passes) < seconds:
-            passes.append(_run(model, batches))
+        while sum(times) < seconds:
+            times += _round(model, sentences)
         joules = None
         if monitor is not None:
             window = monitor.end_window(__name__)
-            joules = sum((window.gpu_energy or window.cpu_energy).values()) / (len(passes) * sentences)
+            joules = sum((window.gpu_energy or window.cpu_energy).values()) / len(times)
+    on_cpu = f"{model.device.type}, {torch.get_num_threads()} threads"
     return MeasuredCost(
-        latency_ms=1000 * statistics.median(passes) / sentences,
+        latency_ms=1000 * statistics.median(times),
         joules=joules,
         source=source,
-        device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
-        batch_size=max(len(batch["input_ids"]) for batch in batches),
-        passes=len(passes),
+        device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else on_cpu,
+        num_sentences=len(sentences),
+        repeats=len(times) // len(sentences),
     )
 
 
-def _run(model: PreTrainedModel, batches: list[dict[str, Any]]) -> float:
-    """Seconds of one pass through the batches."""
-    start = time.perf_counter()
+def _sentences(model: PreTrainedModel, inputs: Any) -> list[dict[str, Tensor]]:
+    """The first sentences as batches of one, without their padding."""
+    sentences: list[dict[str, Tensor]] = []
+    for batch in check_batches(inputs):
+        arguments = model_arguments(model, batch)
+        ids = arguments["input_ids"]
+        real = arguments.get("attention_mask", torch.ones_like(ids)).bool()  # [B, L]
+        for row in range(min(len(ids), NUM_SENTENCES - len(sentences))):
+            sentences.append(
+                {
+                    name: value[row : row + 1, real[row]] if value.shape == ids.shape else value
+                    for name, value in arguments.items()
+                }
+            )
+        if len(sentences) == NUM_SENTENCES:
+            break
+    return sentences
+
+
+def _round(model: PreTrainedModel, sentences: list[dict[str, Tensor]]) -> list[float]:
+    """Seconds of each sentence."""
+    times = []
     with torch.inference_mode():
-        for batch in batches:
-            model(**batch)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter() - start
+        for arguments in sentences:
+            start = time.perf_counter()
+            model(**arguments)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            times.append(time.perf_counter() - start)
+    return times
 
 
 def _monitor(device: torch.device) -> tuple[Any, str]:
@@ -108,5 +132,5 @@ def _monitor(device: torch.device) -> tuple[Any, str]:
             if packages:
                 return ZeusMonitor(gpu_indices=[], cpu_indices=packages), "RAPL, all CPU packages"
     except Exception as error:  # zeus raises errors of many types, from drivers and permissions
-        return None, f"{NOT_READABLE}: {error}"
+        return None, f"{NOT_READABLE}: {error}".rstrip(".")
     return None, f"{NOT_READABLE}: no counter for device type {device.type}"

@@ -38,12 +38,13 @@ class Account:
 
 @dataclass(frozen=True)
 class LayerEnergy:
-    """One layer, or the sum of all; per sentence.
+    """One layer; figures are per sentence.
 
     Args:
         name: path of the module.
         part: key of `PARTS`.
         type_name: of a module that has no rule.
+        has_products: whether matrix products were seen in such a module.
         num_time_steps: how often it runs.
         dense_macs: its products in one time step.
         input: what it reads, over all sentences.
@@ -57,6 +58,7 @@ class LayerEnergy:
     name: str
     part: str
     type_name: str | None
+    has_products: bool
     num_time_steps: int
     dense_macs: float
     input: Signal
@@ -108,6 +110,8 @@ class EnergyReport:
     Args:
         model_name: name or folder.
         spiking: whether it is a SpikeBERT.
+        num_hidden_layers: number of blocks.
+        hidden_size: their width.
         num_time_steps: of the model; 1 if it is not spiking.
         num_sentences: how many were counted.
         num_tokens: real tokens of all of them.
@@ -121,6 +125,8 @@ class EnergyReport:
 
     model_name: str
     spiking: bool
+    num_hidden_layers: int
+    hidden_size: int
     num_time_steps: int
     num_sentences: int
     num_tokens: int
@@ -131,6 +137,12 @@ class EnergyReport:
     constants: EnergyConstants
     measured: MeasuredCost | None = None
 
+    @property
+    def description(self) -> str:
+        """Kind and size, such as `spiking 6 x 384, T 4`."""
+        size = f"{self.num_hidden_layers} x {self.hidden_size}"
+        return f"spiking {size}, T {self.num_time_steps}" if self.spiking else f"BERT {size}"
+
     def __repr__(self) -> str:
         """One row for the same layer of all blocks, then the sums by part and the flags."""
         blocks: dict[str, list[LayerEnergy]] = {}
@@ -140,9 +152,9 @@ class EnergyReport:
         above = ["", "", "", "", "", "published", "", "", f"strict ({self.constants.name})", "", ""]
         header = ["layer", "input", "rate", "spikes", "dense MACs", "SOPs", "MACs", "mJ", "additions", "MACs", "mJ"]
         rows = [_row(name, layers) for name, layers in blocks.items()]
-        kind = f"spiking, T = {self.num_time_steps}" if self.spiking else "not spiking"
+        count = f"{self.num_sentences} sentence{'s' if self.num_sentences > 1 else ''}"
         lines = [
-            f"{self.model_name}: {kind}, {self.num_sentences} sentences of {self.tokens_per_sentence:.1f} tokens.",
+            f"{self.model_name}: {self.description}, {count} of {self.tokens_per_sentence:.1f} tokens.",
             "Figures are for one sentence; a row that begins with a dot is the sum over all blocks.",
             "",
             *align([header, *rows, ["all", "", "", "", *_figures([self])]], above),
@@ -153,16 +165,21 @@ class EnergyReport:
         return "\n".join(lines)
 
     def _parts(self) -> list[list[str]]:
-        rows = []
-        for part, name in PARTS.items():
-            layers = [layer for layer in self.layers if layer.part == part]
-            if layers:
-                row = [name]
-                for account in ("published", "strict"):
-                    energy = sum(getattr(layer, account).energy_mj for layer in layers)
-                    row += [number(energy), percent(energy, getattr(self, account).energy_mj)]
-                rows.append(row)
+        rows = [[name] for name in self.energy_by_part("strict")]
+        for account in ("published", "strict"):
+            energies = self.energy_by_part(account).values()
+            for row, energy in zip(rows, energies, strict=True):
+                row += [number(energy), percent(energy, sum(energies))]
         return rows
+
+    def energy_by_part(self, account: str) -> dict[str, float]:
+        """Name of a part of the model to its energy in mJ, in the account "published" or "strict"."""
+        present = {layer.part for layer in self.layers}
+        return {
+            name: sum(getattr(layer, account).energy_mj for layer in self.layers if layer.part == part)
+            for part, name in PARTS.items()
+            if part in present
+        }
 
     @property
     def dense_macs(self) -> float:
@@ -204,17 +221,21 @@ class EnergyReport:
     @property
     def flags(self) -> list[str]:
         """What a reader must know before comparing."""
-        unknown: dict[str, list[str]] = {}
-        for layer in self.layers:
-            if layer.type_name is not None:
-                unknown.setdefault(layer.type_name, []).append(layer.name)
-        flags = [
-            f"There is no rule for layers of type {kind} ({', '.join(names[:3])}{', ...' if names[3:] else ''}): their "
-            "matrix products count as dense MACs of real values, their other operations do not count."
-            for kind, names in unknown.items()
-        ]
+        unknown = [layer for layer in self.layers if layer.type_name is not None]
+        flags = []
+        for has_products, counted in (
+            (True, "Their matrix products count as dense MACs of real values, their other operations do not count."),
+            (False, "No matrix product was seen there: a leaf counts as a dense MAC for each value that it returns."),
+        ):
+            names: dict[str, str] = {}
+            for layer in unknown:
+                if layer.has_products == has_products and layer.type_name is not None:
+                    names.setdefault(layer.type_name, layer.name)
+            if names:
+                listed = ", ".join(f"{kind} ({name})" for kind, name in names.items())
+                flags.append(f"There is no rule for modules of type {listed}. {counted}")
         if not self.spiking:
-            flags.append("The model is not spiking: all its inputs are real values, every operation is a MAC.")
+            flags.append("The model is not spiking: all its products are of real values, that is, MACs.")
         if self.padding_counts and self.num_padding:
             share = self.num_padding / (self.num_padding + self.num_tokens)
             flags.append(
@@ -235,6 +256,8 @@ class EnergyReport:
         return {
             "model": self.model_name,
             "spiking": self.spiking,
+            "num_hidden_layers": self.num_hidden_layers,
+            "hidden_size": self.hidden_size,
             "num_time_steps": self.num_time_steps,
             "num_sentences": self.num_sentences,
             "num_tokens": self.num_tokens,
@@ -272,13 +295,19 @@ def estimate_energy(
 
     Raises:
         ValueError: the model is neither of both, the inputs are not encoded batches, or there are none.
+        TypeError: `constants` are not `EnergyConstants`.
     """
-    counts = count_operations(model, inputs)
+    if not isinstance(constants, EnergyConstants):
+        raise TypeError(f"constants must be EnergyConstants, such as CONSTANTS['7nm-int8'], got {constants!r}.")
     spiking = is_spiking(model)
+    counts = count_operations(model, spiking, inputs)
+    config: Any = model.config
     return EnergyReport(
-        model_name=model.config.name_or_path or type(model).__name__,
+        model_name=config.name_or_path or type(model).__name__,
         spiking=spiking,
-        num_time_steps=model.config.num_time_steps if spiking else 1,
+        num_hidden_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_time_steps=config.num_time_steps if spiking else 1,
         num_sentences=counts.num_sentences,
         num_tokens=counts.num_tokens,
         num_padding=counts.num_padding,
@@ -301,6 +330,7 @@ def _price(layer: LayerCount, counts: Counts, constants: EnergyConstants) -> Lay
         name=layer.name,
         part=layer.part,
         type_name=layer.type_name,
+        has_products=layer.has_products,
         num_time_steps=layer.num_time_steps,
         dense_macs=layer.dense_macs / sentences,
         input=layer.input,

@@ -173,6 +173,8 @@ def write_model_card(
     training: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
     training["optimizer steps"] = state.global_step
     training |= {f"weight of loss {name}": weight for name, weight in getattr(args, "loss_weights", {}).items()}
+    if getattr(args, "firing_rate_weight", 0):
+        training["target_firing_rate"] = getattr(args, "target_firing_rate", None)
     card = model_card(
         trainer.accelerator.unwrap_model(trainer.model),
         model_name or Path(folder).resolve().name,
