@@ -132,5 +132,5 @@ def _monitor(device: torch.device) -> tuple[Any, str]:
             if packages:
                 return ZeusMonitor(gpu_indices=[], cpu_indices=packages), "RAPL, all CPU packages"
     except Exception as error:  # zeus raises errors of many types, from drivers and permissions
-        return None, f"{NOT_READABLE}: zeus finds no counter of the {device.type} ({type(error).__name__})"
+        return None, f"{NOT_READABLE}: zeus finds no counter of the {device.type} ({str(error).rstrip('.')})"
     return None, f"{NOT_READABLE}: no counter for device type {device.type}"
