@@ -44,7 +44,7 @@ class ATan:
         return torch.atan(math.pi / 2 * self.alpha * x) / math.pi + 0.5
 
     def derivative(self, x: Tensor) -> Tensor:
-        return (self.alpha / 2) / (1 + (math.pi / 2 * self.alpha * x).square())
+        return (math.pi / 2 * self.alpha * x).square_().add_(1).reciprocal_().mul_(self.alpha / 2)
 
 
 # A further surrogate needs a class with the two methods above and a line here; its name is then valid in the config.
@@ -64,31 +64,40 @@ class _LIF(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, v: Tensor, tau: float, v_threshold: float, v_reset: float | None, surrogate: Surrogate
     ) -> tuple[Tensor, Tensor]:
-        rest = 0.0 if v_reset is None else v_reset
-        charged, fired = [], []
-        for x_t in x.unbind(0):
-            h = v + (x_t - (v - rest)) / tau
-            spikes = (h >= v_threshold).to(x.dtype)
-            v = _membrane_after_reset(h, spikes, v_threshold, v_reset)
-            charged.append(h)
-            fired.append(spikes)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(torch.stack(charged))
+        # Written into tensors made once: new ones at each step would cost more time than the arithmetic.
+        charged = torch.empty_like(x) if any(ctx.needs_input_grad) else None
+        spikes, v, h = torch.empty_like(x), v.clone(), torch.empty_like(v)
+        rest = v.new_tensor(v_reset or 0.0)
+        fired = torch.empty_like(v, dtype=torch.bool)
+        for t in range(x.shape[0]):
+            if charged is not None:
+                h = charged[t]
+            torch.sub(x[t], v - v_reset if v_reset else v, out=h)
+            h.div_(tau).add_(v)
+            torch.ge(h, v_threshold, out=fired)
+            spikes[t].copy_(fired)
+            if v_reset is None:
+                torch.sub(h, spikes[t], alpha=v_threshold, out=v)
+            else:
+                torch.where(fired, rest, h, out=v)
+        if charged is not None:
+            ctx.save_for_backward(charged)
         ctx.tau, ctx.v_threshold, ctx.v_reset, ctx.surrogate = tau, v_threshold, v_reset, surrogate
-        return torch.stack(fired), v
+        return spikes, v
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         (charged,) = ctx.saved_tensors
-        grad_x = torch.empty_like(charged)
+        grad_x, grad_v = torch.empty_like(charged), grad_v.clone()
+        distance, grad_h = torch.empty_like(grad_v), torch.empty_like(grad_v)
         for t in range(charged.shape[0] - 1, -1, -1):
-            distance = charged[t] - ctx.v_threshold
+            torch.sub(charged[t], ctx.v_threshold, out=distance)
             if ctx.v_reset is not None:  # a hard reset cuts the path through time
-                grad_v = grad_v * (distance < 0)
-            grad_h = torch.addcmul(grad_v, grad_spikes[t], ctx.surrogate.derivative(distance))
+                grad_v.mul_(distance < 0)
+            torch.addcmul(grad_v, grad_spikes[t], ctx.surrogate.derivative(distance), out=grad_h)
             torch.div(grad_h, ctx.tau, out=grad_x[t])
-            grad_v = grad_h - grad_x[t]
+            torch.sub(grad_h, grad_x[t], out=grad_v)
         return grad_x, grad_v, None, None, None, None
 
 
