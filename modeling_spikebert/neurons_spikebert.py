@@ -51,12 +51,6 @@ class ATan:
 SURROGATES: dict[str, Callable[[float], Surrogate]] = {"atan": ATan}
 
 
-def _membrane_after_reset(h: Tensor, spikes: Tensor, v_threshold: float, v_reset: float | None) -> Tensor:
-    if v_reset is None:
-        return h - v_threshold * spikes
-    return torch.where(spikes.bool(), v_reset, h)
-
-
 class _LIF(torch.autograd.Function):
     """Hand-written backward of the loop. Only the charged membrane `h` is kept: spikes and resets follow from it."""
 
@@ -152,7 +146,8 @@ def lif_loop(
         h = v + (x_t - (v - rest)) / tau
         smooth = surrogate.primitive(h - v_threshold)
         spikes = (h >= v_threshold).to(x.dtype) + (smooth - smooth.detach())  # the step forward, the surrogate backward
-        v = _membrane_after_reset(h, spikes.detach(), v_threshold, v_reset)
+        reset = spikes.detach()
+        v = h - v_threshold * reset if v_reset is None else torch.where(reset.bool(), v_reset, h)
         fired.append(spikes)
     return torch.stack(fired), v
 

@@ -25,8 +25,7 @@ from ..energy import (
     EnergyComparison,
     EnergyConstants,
     EnergyReport,
-    estimate_energy,
-    measure_cost,
+    measured_energy,
 )
 from ..modeling_spikebert import first_position_of
 
@@ -146,6 +145,4 @@ def _report(
         print(f"{name}: {cut} of {len(lengths)} sentences are cut at {args.max_length} tokens (--max-length).\n")
     tokens = tokenize(Dataset.from_dict({"text": sentences}), tokenizer, args.max_length)
     batches = list(DataLoader(tokens, batch_size=args.batch_size, collate_fn=DataCollatorWithPadding(tokenizer)))
-    report = estimate_energy(model, batches, constants)
-    report.measured = measure_cost(model, batches)
-    return report
+    return measured_energy(model, batches, constants)

@@ -1,4 +1,4 @@
-from .comparison import EnergyComparison, compare_energy
+from .comparison import EnergyComparison, compare_energy, measured_energy
 from .constants import CONSTANTS, EnergyConstants
 from .measuring import MeasuredCost, measure_cost
 from .report import Account, EnergyReport, LayerEnergy, estimate_energy
@@ -14,4 +14,5 @@ __all__ = [
     "compare_energy",
     "estimate_energy",
     "measure_cost",
+    "measured_energy",
 ]

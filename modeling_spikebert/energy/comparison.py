@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .constants import FORMULAS, PUBLISHED
+from .constants import CONSTANTS, FORMULAS, PUBLISHED, EnergyConstants
 from .measuring import measure_cost
-from .report import EnergyReport, estimate_energy
+from .report import NOT_SPIKING, EnergyReport, estimate_energy
 from .text import align, number, percent
 
 
@@ -71,7 +71,7 @@ class EnergyComparison:
         """On the teacher and the comparison; the student's report has its own."""
         notes = []
         if self.teacher is not None:
-            notes += [f"Note on the BERT: {flag}" for flag in self.teacher.flags if "not spiking" not in flag]
+            notes += [f"Note on the BERT: {flag}" for flag in self.teacher.flags if flag != NOT_SPIKING]
             if self.teacher.num_tokens != self.student.num_tokens:
                 notes.append("Note: the two tokenizers cut the same sentences into different numbers of tokens.")
         return notes
@@ -117,9 +117,13 @@ def compare_energy(student: PreTrainedModel, teacher: PreTrainedModel, inputs: A
         teacher: a BERT-like encoder with the same tokenizer.
         inputs: as in `estimate_energy`, but no iterator: they are run through several times.
     """
-    reports = []
-    for model in (student, teacher):
-        report = estimate_energy(model, inputs)
-        report.measured = measure_cost(model, inputs)
-        reports.append(report)
-    return EnergyComparison(*reports)
+    return EnergyComparison(measured_energy(student, inputs), measured_energy(teacher, inputs))
+
+
+def measured_energy(
+    model: PreTrainedModel, inputs: Any, constants: EnergyConstants = CONSTANTS["45nm-fp32"]
+) -> EnergyReport:
+    """`estimate_energy` with the result of `measure_cost` beside it; the inputs must not be an iterator."""
+    report = estimate_energy(model, inputs, constants)
+    report.measured = measure_cost(model, inputs)
+    return report

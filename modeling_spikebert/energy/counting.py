@@ -145,8 +145,6 @@ def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> Coun
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for batch in check_batches(inputs):
             counter.run(model_arguments(model, batch))
-    if not counter.counts.num_sentences:
-        raise ValueError("There are no sentences to count: the inputs are empty. Pass at least one encoded batch.")
     counter.counts.layers = counter.sorted_layers()
     return counter.counts
 
@@ -178,6 +176,7 @@ def check_batches(inputs: Any) -> Iterable[Mapping[str, Any]]:
             f"The inputs must be an encoded batch (tokenizer(..., return_tensors='pt')) or an iterable of such, got "
             f"{type(inputs).__name__}."
         )
+    empty = True
     for batch in inputs:
         ids = batch.get("input_ids") if hasattr(batch, "get") else None
         if not isinstance(ids, Tensor) or ids.dim() != 2:
@@ -186,7 +185,10 @@ def check_batches(inputs: Any) -> Iterable[Mapping[str, Any]]:
                 "return_tensors='pt') returns it."
             )
         if len(ids):
+            empty = False
             yield batch
+    if empty:
+        raise ValueError("There are no sentences: the inputs are empty. Pass at least one encoded batch.")
 
 
 @contextmanager

@@ -57,8 +57,6 @@ def measure_cost(model: PreTrainedModel, inputs: Any, seconds: float = 1.0) -> M
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}.")
     sentences = _sentences(model, inputs)
-    if not sentences:
-        raise ValueError("There are no sentences to measure: the inputs are empty. Pass at least one encoded batch.")
     with eval_mode(model):
         _round(model, sentences)
         monitor, source = _monitor(model.device)

@@ -12,6 +12,8 @@ from .counting import INPUT_KINDS, PARTS, Counts, LayerCount, Signal, count_oper
 from .measuring import MeasuredCost
 from .text import align, number, percent
 
+NOT_SPIKING = "The model is not spiking: all its products are of real values, that is, MACs."
+
 
 @dataclass(frozen=True)
 class Account:
@@ -96,10 +98,7 @@ class LayerEnergy:
             "output_firing_rate": None if output is None else rate(output, output.nonzero, "real"),
             "output_firing_rate_per_step": None if output is None else rates_per_step(output),
             "num_time_steps": self.num_time_steps,
-            "dense_macs": self.dense_macs,
-            "published": self.published.to_dict(),
-            "strict": self.strict.to_dict()
-            | {"memory_bytes": self.memory_bytes, "memory_energy_mj": self.memory_energy_mj},
+            **_accounts(self),
         }
 
 
@@ -235,7 +234,7 @@ class EnergyReport:
                 listed = ", ".join(f"{kind} ({name})" for kind, name in names.items())
                 flags.append(f"There is no rule for modules of type {listed}. {counted}")
         if not self.spiking:
-            flags.append("The model is not spiking: all its products are of real values, that is, MACs.")
+            flags.append(NOT_SPIKING)
         if self.padding_counts and self.num_padding:
             share = self.num_padding / (self.num_padding + self.num_tokens)
             flags.append(
@@ -247,12 +246,7 @@ class EnergyReport:
     def to_dict(self) -> dict[str, Any]:
         """All of it, for json; figures are per sentence where no other unit is named."""
         tokens = self.tokens_per_sentence
-        totals: dict[str, Any] = {
-            "dense_macs": self.dense_macs,
-            "published": self.published.to_dict(),
-            "strict": self.strict.to_dict()
-            | {"memory_bytes": self.memory_bytes, "memory_energy_mj": self.memory_energy_mj},
-        }
+        totals = _accounts(self)
         return {
             "model": self.model_name,
             "spiking": self.spiking,
@@ -268,7 +262,7 @@ class EnergyReport:
             "firing_rate": self.firing_rate,
             **totals,
             "per_token": _divide(totals, tokens),
-            "layers": [layer.to_dict() | {"per_token": layer_per_token(layer, tokens)} for layer in self.layers],
+            "layers": [layer.to_dict() | {"per_token": _divide(_accounts(layer), tokens)} for layer in self.layers],
             "formulas": FORMULAS,
             "constants": {"published": PUBLISHED.to_dict(), "strict": self.constants.to_dict()},
             "flags": self.flags,
@@ -355,9 +349,13 @@ def rates_per_step(signal: Signal) -> list[float]:
     return [nonzero * steps / signal.entries["real"] for nonzero in signal.nonzero_per_step]
 
 
-def layer_per_token(layer: LayerEnergy, tokens: float) -> dict[str, Any]:
-    figures = layer.to_dict()
-    return _divide({name: figures[name] for name in ("dense_macs", "published", "strict")}, tokens)
+def _accounts(item: LayerEnergy | EnergyReport) -> dict[str, Any]:
+    return {
+        "dense_macs": item.dense_macs,
+        "published": item.published.to_dict(),
+        "strict": item.strict.to_dict()
+        | {"memory_bytes": item.memory_bytes, "memory_energy_mj": item.memory_energy_mj},
+    }
 
 
 def _divide(figures: dict[str, Any], by: float) -> dict[str, Any]:
