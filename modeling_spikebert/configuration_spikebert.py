@@ -53,13 +53,17 @@ class SpikeBertConfig(PreTrainedConfig):
         embedding_initializer_range: standard deviation of the initial embeddings. Published: 1.
         layer_norm_eps: epsilon of LayerNorms.
         pad_token_id: id of the padding token.
+        exit_threshold: confidence at which a sentence needs no further time steps, in evaluation mode: the probability
+            of its class by the mean of the scores so far (of the least certain of several labels); None for all steps.
+        implementation: which code computes the blocks, with the same spikes: `"plain"` step by step, `"fused"` in few
+            passes over memory (compiled when first used), `"auto"` fused where it pays. Not saved.
 
     Raises:
         StrictDataclassError: a value is impossible; the message names the field.
     """
 
     model_type = "spikebert"
-    keys_to_ignore_at_inference = ["hidden_states", "hidden_states_per_step", "firing_rates"]
+    keys_to_ignore_at_inference = ["hidden_states", "hidden_states_per_step", "firing_rates", "exit_steps"]
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -86,12 +90,18 @@ class SpikeBertConfig(PreTrainedConfig):
     embedding_initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-5
     pad_token_id: int | None = 0
+    exit_threshold: float | int | None = None
+    implementation: Literal["auto", "fused", "plain"] = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {str(name): i for i, name in enumerate(self.id2label.values())}
         self.auto_map = dict(AUTO_MAP)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but `implementation`: how to compute a model is no part of it."""
+        return {name: value for name, value in super().to_dict().items() if name != "implementation"}
 
     @classmethod
     def reference(cls, **overrides: Any) -> "SpikeBertConfig":
@@ -158,6 +168,14 @@ class SpikeBertConfig(PreTrainedConfig):
     def validate_problem_type(self) -> None:
         if self.problem_type not in (None, "regression", "single_label_classification", "multi_label_classification"):
             raise ValueError(f"`problem_type` must be one of BERT's three or None, got {self.problem_type!r}.")
+
+    def validate_exit_threshold(self) -> None:
+        if self.exit_threshold is None:
+            return
+        if not 0 < self.exit_threshold <= 1:
+            raise ValueError(f"`exit_threshold` must be a probability above 0, got {self.exit_threshold}.")
+        if self.problem_type == "regression" or self.num_labels == 1:
+            raise ValueError("`exit_threshold` must be None in a regression: it gives no probability to stop at.")
 
     def validate_rates(self) -> None:
         for name in ("hidden_dropout_prob", "classifier_dropout"):

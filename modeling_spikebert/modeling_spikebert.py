@@ -21,6 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_spikebert import SpikeBertConfig
+from .early_exit_spikebert import first_confident, step_until_confident
+from .fused_spikebert import Tokens, fused_layer, pack_tokens, takes_fused_path, unpack_tokens
 from .neurons_spikebert import SURROGATES, lif
 
 logger = logging.get_logger(__name__)
@@ -58,12 +60,14 @@ class SpikeBertSequenceClassifierOutput(ModelOutput):
         logits: `[B, C]`, mean of the class scores over time steps.
         hidden_states: as in `SpikeBertModelOutput`.
         firing_rates: as in `SpikeBertModelOutput`.
+        exit_steps: with early exit, the number of time steps of each sentence, `[B]`; its logits are their mean.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     firing_rates: tuple[Tensor, ...] | None = None
+    exit_steps: Tensor | None = None
 
 
 class SpikeBertNeuron(nn.Module):
@@ -213,8 +217,15 @@ class SpikeBertLayer(GradientCheckpointingLayer):
         self.mlp = SpikeBertMLP(config)
 
     def forward(
-        self, hidden_states: Tensor, token_mask: Tensor | None, output_firing_rates: bool
+        self, hidden_states: Tensor, token_mask: Tensor | None, output_firing_rates: bool, tokens: Tokens | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        """Returns the shortcut behind the block, and firing rates of each token, `[B, L, 7]`.
+
+        With `tokens` the shortcut comes and goes without padding, `[T, N, D]`, and takes the fused path.
+        """
+        if tokens is not None:
+            hidden_states, firing_rates, _ = fused_layer(self, hidden_states, tokens, output_firing_rates)
+            return hidden_states, None if firing_rates is None else unpack_tokens(firing_rates, tokens)
         branch, attention_signals = self.attention(hidden_states, token_mask)
         hidden_states = hidden_states + branch
         branch, mlp_signals = self.mlp(hidden_states)
@@ -222,26 +233,34 @@ class SpikeBertLayer(GradientCheckpointingLayer):
         firing_rates = None
         if output_firing_rates:
             signals = attention_signals + mlp_signals
-            firing_rates = torch.stack([firing_rate(signal, token_mask) for signal in signals], dim=-1)  # [B, 7]
+            firing_rates = torch.stack([signal.mean((0, 3)) for signal in signals], dim=-1)  # [T, B, L, D] -> [B, L, 7]
         return hidden_states, firing_rates
 
 
 class SpikeBertEncoder(nn.Module):
     def __init__(self, config: SpikeBertConfig):
         super().__init__()
+        self.config = config
         self.layer = nn.ModuleList([SpikeBertLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
 
     def forward(
         self, hidden_states: Tensor, token_mask: Tensor | None, output_hidden_states: bool, output_firing_rates: bool
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Returns `[T, B, L, D]`, and of each block its mean over time steps `[B, L, D]` and firing rates `[B, 7]`."""
+        tokens = None
+        if takes_fused_path(self, hidden_states):
+            hidden_states, tokens = pack_tokens(hidden_states, token_mask)  # [T, N, D]
         means, rates = [], []
         for layer in self.layer:
-            hidden_states, firing_rates = layer(hidden_states, token_mask, output_firing_rates)
+            hidden_states, firing_rates = layer(hidden_states, token_mask, output_firing_rates, tokens)
             if output_hidden_states:
-                means.append(hidden_states.mean(0))  # [T, B, L, D] -> [B, L, D]
+                mean = hidden_states.mean(0)  # [T, B, L, D] -> [B, L, D]
+                means.append(mean if tokens is None else unpack_tokens(mean, tokens))
             if output_firing_rates:
-                rates.append(firing_rates)
+                rates.append(masked_mean(firing_rates, token_mask))  # [B, L, 7] -> [B, 7]
+        if tokens is not None:
+            hidden_states = unpack_tokens(hidden_states, tokens)
         return hidden_states, means, rates
 
 
@@ -381,13 +400,9 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
                 positions; on a CPU also ids outside the vocabulary and sentences without a single token (on an
                 accelerator such a check would stall the device at each call).
         """
-        check_inputs(self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # [B, L, D]
-        token_mask = None
-        if self.config.mask_padding and attention_mask is not None:
-            token_mask = attention_mask.to(embeddings.dtype)  # [B, L]
+        embeddings, token_mask = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         per_step, means, rates = self.encoder(
             self.encoding(embeddings), token_mask, bool(output_hidden_states), bool(output_firing_rates)
         )
@@ -397,6 +412,21 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
             hidden_states=(embeddings, *means) if output_hidden_states else None,
             firing_rates=tuple(rates) if output_firing_rates else None,
         )
+
+    def embed(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Checked inputs of `forward` to embeddings `[B, L, D]` and the mask of real tokens `[B, L]`, if it is used."""
+        check_inputs(self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        if not self.config.mask_padding or attention_mask is None:
+            return embeddings, None
+        return embeddings, attention_mask.to(embeddings.dtype)
 
 
 class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
@@ -435,23 +465,29 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
             num_items_in_batch: what the summed loss is divided by, in place of the number of labels in this batch; the
                 Trainer passes it under gradient accumulation.
 
+        With `config.exit_threshold`, in evaluation mode, a sentence stops at the time step at which its class is clear;
+        not where hidden states or firing rates are asked for, which belong to all steps.
+
         The other arguments and the errors are those of `SpikeBertModel.forward`; labels of the wrong shape, type or
         range raise a ValueError too.
         """
-        outputs = self.spikebert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            output_firing_rates=output_firing_rates,
-            return_dict=True,
-        )
-        # Published: LayerNorm, mean over tokens, Linear, mean over time steps. The Linear commutes with the mean.
-        features = self.norm(outputs.hidden_states_per_step).mean(0)  # [T, B, L, D] -> [B, L, D]
-        pooled = masked_mean(features, attention_mask if self.config.mask_padding else None)  # [B, D]
-        logits = self.classifier(self.dropout(pooled))  # [B, C]
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        asked = output_hidden_states or output_firing_rates or self.config.output_hidden_states
+        exit_threshold = self.config.exit_threshold
+        if exit_threshold is not None and not self.training and not asked:
+            outputs = SpikeBertModelOutput()
+            logits, exit_steps = self.exit_early(*self.spikebert.embed(*inputs), exit_threshold)
+        else:
+            outputs = self.spikebert(
+                *inputs,
+                output_hidden_states=output_hidden_states,
+                output_firing_rates=output_firing_rates,
+                return_dict=True,
+            )
+            # Published: LayerNorm, mean over tokens, Linear, mean over time steps. The Linear commutes with the mean.
+            features = self.norm(outputs.hidden_states_per_step).mean(0)  # [T, B, L, D] -> [B, L, D]
+            pooled = masked_mean(features, attention_mask if self.config.mask_padding else None)  # [B, D]
+            logits, exit_steps = self.classifier(self.dropout(pooled)), None  # [B, C]
 
         loss = None
         if labels is not None:
@@ -460,8 +496,25 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
                 num_items_in_batch = (labels != -100).sum() if losses.dim() == 1 else losses.numel()
             loss = losses.sum() / num_items_in_batch
         return SpikeBertSequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, firing_rates=outputs.firing_rates
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            firing_rates=outputs.firing_rates,
+            exit_steps=exit_steps,
         )
+
+    def exit_early(self, embeddings: Tensor, token_mask: Tensor | None, exit_threshold: float) -> tuple[Tensor, Tensor]:
+        """Embeddings `[B, L, D]` to logits `[B, C]` and `exit_steps` `[B]`."""
+        exit_rule = (exit_threshold, self.config.problem_type)
+        encoder, hidden_states = self.spikebert.encoder, self.spikebert.encoding(embeddings)
+
+        def head(states: Tensor, token_mask: Tensor | None) -> Tensor:
+            return self.classifier(masked_mean(self.norm(states), token_mask))
+
+        if takes_fused_path(encoder, hidden_states) and not torch.is_grad_enabled():
+            return step_until_confident(encoder, hidden_states, token_mask, head, *exit_rule)
+        per_step, _, _ = encoder(hidden_states, token_mask, False, False)
+        return first_confident(torch.stack([head(states, token_mask) for states in per_step]), *exit_rule)
 
 
 def first_position_of(position_embeddings: nn.Embedding) -> int:
@@ -475,11 +528,6 @@ def masked_mean(x: Tensor, token_mask: Tensor | None) -> Tensor:
         return x.mean(1)
     token_mask = token_mask.to(x.dtype)
     return (x * token_mask.unsqueeze(-1)).sum(1) / token_mask.sum(1, keepdim=True)
-
-
-def firing_rate(spikes: Tensor, token_mask: Tensor | None) -> Tensor:
-    """Spikes per neuron and time step of `[T, B, L, D]`, mean over each sentence's real tokens: `[B]`."""
-    return masked_mean(spikes.mean((0, 3)).unsqueeze(-1), token_mask).squeeze(-1)  # [B, L, 1] -> [B]
 
 
 def classification_losses(logits: Tensor, labels: Tensor, config: SpikeBertConfig) -> Tensor:

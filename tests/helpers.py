@@ -1,9 +1,12 @@
 """Tiny models whose neurons fire."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import modeling_spikebert
 from modeling_spikebert.configuration_spikebert import SpikeBertConfig
 
 SIZES = {
@@ -15,10 +18,14 @@ SIZES = {
     "max_position_embeddings": 16,
 }
 
+# The files of the package that travel with a checkpoint.
+CODE_FILES = {path.name for path in Path(modeling_spikebert.__file__).parent.glob("*_spikebert.py")}
+
 # Deprecated by torch, and used by its own tracer and compiler.
 tracing = pytest.mark.filterwarnings(
     "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning",
     "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
 )
 
 

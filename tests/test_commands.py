@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import CODE_FILES
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny_training import tiny_teacher, tiny_tokenizer
@@ -30,7 +31,6 @@ from modeling_spikebert.energy.plots import plot_raster
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-CODE_FILES = {"configuration_spikebert.py", "modeling_spikebert.py", "neurons_spikebert.py"}
 CHECKPOINT_FILES = CODE_FILES | {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import CODE_FILES, tiny_model
 from hub_client import SENTENCES, logits_of, states_of
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
@@ -21,7 +21,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from modeling_spikebert import SpikeBertForSequenceClassification
 
-CODE_FILES = {"configuration_spikebert.py", "modeling_spikebert.py", "neurons_spikebert.py"}
 MODEL_FILES = {"config.json", "model.safetensors"}
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
 AUTO_MAP = {

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8 weights for the Linears inside the blocks, asked for as the ecosystem asks for quantisation.
+
+    AutoModelForSequenceClassification.from_pretrained(folder, quantization_config={"quant_method": "spikebert_int8"})
+
+Spikes, and the spike counts of the published shortcut, are small integers and exact in one byte: only the weights are
+rounded, to 8 bits with one scale for each output. The input needs no calibration and no scale of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+QUANT_METHOD = "spikebert_int8"
+
+
+class Int8Linear(nn.Module):
+    """A Linear with int8 weights `[out_features, in_features]` and a float32 scale for each output. Not trainable."""
+
+    def __init__(self, in_features: int, out_features: int, device: Any = None):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+        def frozen(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+
+        self.weight = frozen(out_features, in_features, dtype=torch.int8)
+        self.weight_scale = frozen(out_features)
+        self.bias = frozen(out_features)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> "Int8Linear":
+        """Rounds the weights of `linear`: the largest of each output becomes 127 or -127."""
+        self = cls(linear.in_features, linear.out_features, linear.weight.device)
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        self.weight_scale.copy_(scale)
+        self.weight.copy_((weight / scale.unsqueeze(1)).round())
+        self.bias.copy_(linear.bias.detach())
+        return self
+
+    def to_linear(self, dtype: torch.dtype) -> nn.Linear:
+        """The Linear of the rounded weights."""
+        linear = nn.Linear(self.in_features, self.out_features, device=self.weight.device, dtype=dtype)
+        with torch.no_grad():
+            linear.weight.copy_(self.weight * self.weight_scale.unsqueeze(1))
+            linear.bias.copy_(self.bias)
+        return linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype) + self.bias.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class PackedLinear(NamedTuple):
+    """Linears side by side as oneDNN wants them; `weight` is opaque."""
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor
+
+
+# By the first of the Linears: what they held when they were packed, and the packed weights.
+_PACKED: WeakKeyDictionary[nn.Module, tuple[Any, PackedLinear]] = WeakKeyDictionary()
+
+
+def is_int8(linear: Any) -> bool:
+    """Whether this is an `Int8Linear`, perhaps of another copy of this file."""
+    return not linear.weight.is_floating_point()
+
+
+def pack(modules: Sequence[Any]) -> PackedLinear:
+    """`Int8Linear`s that share their input, packed side by side; again only if their weights have changed."""
+    held = tuple((id(module.weight), module.weight._version) for module in modules)
+    if modules[0] not in _PACKED or _PACKED[modules[0]][0] != held:
+        weight = torch.cat([module.weight for module in modules])
+        packed = PackedLinear(
+            torch.ops.onednn.qlinear_prepack(weight, None),
+            torch.cat([module.weight_scale for module in modules]),
+            torch.zeros(len(weight), dtype=torch.int64),
+            torch.cat([module.bias for module in modules]),
+        )
+        _PACKED[modules[0]] = held, packed
+    return _PACKED[modules[0]][1]
+
+
+def int8_linear(spikes: Tensor, packed: PackedLinear) -> Tensor:
+    """uint8 `[..., in_features]` to bfloat16 `[..., out_features]`: exact sums of products, rounded once."""
+    rows = _int8_product(spikes.flatten(0, -2), packed.weight, packed.scale, packed.zero_point, packed.bias)
+    return rows.unflatten(0, spikes.shape[:-1])
+
+
+# An operator of its own, because the compiler knows oneDNN's only with constant weights.
+@torch.library.custom_op("spikebert::int8_product", mutates_args=())
+def _int8_product(spikes: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor) -> Tensor:
+    return torch.ops.onednn.qlinear_pointwise(
+        spikes, 1.0, 0, weight, scale, zero_point, bias, 1.0, 0, torch.bfloat16, "none", [], ""
+    )
+
+
+@_int8_product.register_fake
+def _(spikes: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor) -> Tensor:
+    return spikes.new_empty(spikes.shape[0], scale.shape[0], dtype=torch.bfloat16)
+
+
+class SpikeBertInt8Config(QuantizationConfigMixin):
+    """`quantization_config` of `from_pretrained`; there is nothing to choose."""
+
+    def __init__(self, quant_method: str = QUANT_METHOD):
+        self.quant_method: Any = quant_method
+
+
+class SpikeBertInt8Quantizer(HfQuantizer):
+    """Puts `Int8Linear`s in place of the Linears inside the blocks, before or after the weights are loaded."""
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if self.pre_quantized:
+            _replace(model, nn.Linear, lambda linear: Int8Linear(linear.in_features, linear.out_features, "meta"))
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            _replace(model, nn.Linear, Int8Linear.from_linear)
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        _replace(model, Int8Linear, lambda linear: linear.to_linear(dtype or torch.float32))
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _replace(model: PreTrainedModel, kind: type, build: Any) -> None:
+    blocks: Any = model.base_model.encoder
+    for name, module in list(blocks.named_modules()):
+        if type(module).__name__ == kind.__name__:  # by name: a second copy of this file has classes of its own
+            blocks.set_submodule(name, build(module))
+
+
+if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:  # a second copy of this file, in the folder of another checkpoint
+    register_quantization_config(QUANT_METHOD)(SpikeBertInt8Config)
+    register_quantizer(QUANT_METHOD)(SpikeBertInt8Quantizer)
