@@ -81,7 +81,8 @@ def is_int8(linear: Any) -> bool:
 
 def pack(modules: Sequence[Any]) -> PackedLinear:
     """`Int8Linear`s that share their input, packed side by side; again only if their weights have changed."""
-    held = tuple((id(module.weight), module.weight._version) for module in modules)
+    # Weights made in inference mode cannot change, and have no version.
+    held = tuple((id(w), 0 if w.is_inference() else w._version) for w in (module.weight for module in modules))
     if modules[0] not in _PACKED or _PACKED[modules[0]][0] != held:
         weight = torch.cat([module.weight for module in modules])
         packed = PackedLinear(

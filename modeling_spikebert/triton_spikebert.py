@@ -72,20 +72,20 @@ if HAS_TRITON:
         row, group = tl.cast(tl.program_id(0), tl.int64), tl.cast(tl.program_id(1), tl.int64)
         columns = tl.arange(0, block)
         mask = columns < (step_size - row * width if weight_ptr is None else width)
-        x_row = x_ptr + row * stride_n + group * stride_g + columns
-        spikes_row = spikes_ptr + (row * tl.num_programs(1) + group) * width + columns
+        x_row = x_ptr + row * stride_n + group * stride_g
+        spikes_row = spikes_ptr + (row * tl.num_programs(1) + group) * width
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + group * width + columns, mask, other=0.0).to(dtype)
             bias = tl.load(bias_ptr + group * width + columns, mask, other=0.0).to(dtype)
 
         v = tl.full([block], rest, dtype)
         for _t in tl.static_range(steps):
-            x = tl.load(x_row, mask, other=0.0).to(dtype)
+            x = tl.load(x_row + columns, mask, other=0.0).to(dtype)
             if weight_ptr is not None:
                 normalised, _mean, _scale = _normalise(x, mask, eps, width)
                 x = normalised * weight + bias
             h, v = _step(x, v, inverse_tau, v_threshold, rest, is_soft)
-            tl.store(spikes_row, (h >= v_threshold).to(dtype), mask)
+            tl.store(spikes_row + columns, (h >= v_threshold).to(tl.float32), mask)
             x_row += stride_t
             spikes_row += step_size
 
@@ -127,14 +127,14 @@ if HAS_TRITON:
         for index in range(tl.program_id(0), rows, tl.num_programs(0)):
             row = tl.cast(index, tl.int64)
             mask = columns < (step_size - row * width if weight_ptr is None else width)
-            x_row = x_ptr + row * stride_n + group * stride_g + columns
-            place = (row * tl.num_programs(1) + group) * width + columns
+            x_row = x_ptr + row * stride_n + group * stride_g
+            place = (row * tl.num_programs(1) + group) * width
 
             # once more forward, for the membrane; what a time step leaves is kept in registers
             means, scales, charged = (), (), ()
             v = tl.full([block], rest, dtype)
             for _t in tl.static_range(steps):
-                x = tl.load(x_row, mask, other=0.0).to(dtype)
+                x = tl.load(x_row + columns, mask, other=0.0).to(dtype)
                 if weight_ptr is not None:
                     normalised, mean, scale = _normalise(x, mask, eps, width)
                     means += (mean,)
@@ -152,24 +152,24 @@ if HAS_TRITON:
                 distance = charged[t] - v_threshold
                 if not is_soft:  # a hard reset cuts the path through time
                     grad_v = tl.where(distance < 0, grad_v, 0.0)
-                grad_spikes = tl.load(grad_spikes_ptr + place, mask, other=0.0).to(dtype)
+                grad_spikes = tl.load(grad_spikes_ptr + place + columns, mask, other=0.0).to(dtype)
                 steepness = slope * distance
                 grad_h = grad_v + grad_spikes * (peak / (1.0 + steepness * steepness))
                 grad = grad_h * inverse_tau
                 grad_v = grad_h - grad
                 if weight_ptr is not None:
-                    normalised = (tl.load(x_row, mask, other=0.0).to(dtype) - means[t]) * scales[t]
+                    normalised = (tl.load(x_row + columns, mask, other=0.0).to(dtype) - means[t]) * scales[t]
                     grad_weight += grad * normalised
                     grad_bias += grad
                     grad *= weight
                     along = tl.sum(grad * normalised, 0) / width
                     grad = scales[t] * (grad - tl.sum(grad, 0) / width - normalised * along)
-                tl.store(grad_x_ptr + place, grad, mask)
+                tl.store(grad_x_ptr + place + columns, grad, mask)
 
         if weight_ptr is not None:
-            place = (program * tl.num_programs(1) + group) * width + columns
-            tl.store(grad_weight_ptr + place, grad_weight, columns < width)
-            tl.store(grad_bias_ptr + place, grad_bias, columns < width)
+            place = (program * tl.num_programs(1) + group) * width
+            tl.store(grad_weight_ptr + place + columns, grad_weight, columns < width)
+            tl.store(grad_bias_ptr + place + columns, grad_bias, columns < width)
 
 
 def is_available() -> bool:
@@ -263,11 +263,11 @@ def _shared_arguments(
     steps, rows, groups, width = x.shape
     step_size = rows * groups * width
     if weight is None:
-        x = x.flatten(1)  # [T, N * G * D], one row
+        x = x.flatten(1)  # [T, N * G * D]
         rows, groups, width = triton.cdiv(step_size, PIECE), 1, PIECE
-        strides = (x.stride(0), PIECE, 0)
-    else:
-        strides = (x.stride(0), x.stride(1), x.stride(2))
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    strides = (x.stride(0), PIECE, 0) if weight is None else x.stride()
     block = triton.next_power_of_2(width)
     return (rows, groups), {
         "x_ptr": x,

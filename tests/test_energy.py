@@ -477,6 +477,41 @@ def test_a_padded_batch_costs_what_its_sentences_cost_alone(build):
     assert unmasked.dense_macs > together.dense_macs
 
 
+def test_early_exit_is_switched_off_while_counting_and_flagged():
+    model, batch = small_model(), padded(5, 3)
+    expected = estimate_energy(model, batch)
+    model.config.exit_threshold = 0.01
+    report = estimate_energy(model, batch)
+    assert model.config.exit_threshold == 0.01
+    assert [layer.to_dict() for layer in report.layers] == [layer.to_dict() for layer in expected.layers]
+    assert [flag for flag in report.flags if flag not in expected.flags] == [
+        "Early exit (exit_threshold 0.01) is switched off while counting: the counts are those of all 3 time steps. "
+        "The measured latency has it."
+    ]
+
+
+@modes
+def test_int8_weights_count_as_linears_that_scale_each_output(mode, tmp_path):
+    small_model(mode, dtype=torch.float32).save_pretrained(tmp_path)
+    int8 = {"quantization_config": {"quant_method": "spikebert_int8"}}
+    model, batch = SpikeBertForSequenceClassification.from_pretrained(tmp_path, **int8), padded(5, 5)
+    report = estimate_energy(model, batch)
+    expected = estimate_energy(copy.deepcopy(model).dequantize(), batch)
+    assert report.flags == expected.flags
+    for layer, want in zip(report.layers, expected.layers, strict=True):
+        assert layer.name == want.name
+        assert layer.published == want.published
+        assert layer.strict.synaptic_operations == want.strict.synaptic_operations
+        quantized = layer.part == "linear"
+        module = model.get_submodule(layer.name) if quantized else None
+        outputs = layer.num_time_steps * 5 * module.out_features if quantized else 0
+        assert layer.strict.macs - want.strict.macs == pytest.approx(outputs)
+        saved = (
+            3 * module.weight.numel() - 4 * module.out_features if quantized else 0
+        )  # bytes; each output has a scale
+        assert want.memory_bytes - layer.memory_bytes == pytest.approx(saved)
+
+
 def test_padding_of_the_published_model_counts_and_is_flagged():
     model, batch = small_model("reference"), padded(6, 2, 3, 5)
     together, separate = estimate_energy(model, batch), estimate_energy(model, alone(batch))

@@ -8,9 +8,10 @@ import torch
 from helpers import mask_of, random_ids, tiny_model, tracing
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert.data.bundled import bundled_teacher
 from modeling_spikebert.quantization_spikebert import Int8Linear, SpikeBertInt8Config, int8_linear, pack
 
 pytestmark = tracing
@@ -157,6 +158,23 @@ def test_training_int8_weights_is_refused(folder, tmp_path):
     model = SpikeBertForSequenceClassification.from_pretrained(folder, quantization_config=CONFIG)
     with pytest.raises(ValueError, match="quantized"):
         Trainer(model, TrainingArguments(str(tmp_path / "run"), report_to=[]))
+
+
+def test_pipeline_takes_an_int8_folder(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(bundled_teacher())
+    model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path / "float")
+    model = SpikeBertForSequenceClassification.from_pretrained(tmp_path / "float", quantization_config=CONFIG)
+    model.save_pretrained(tmp_path / "int8")
+    tokenizer.save_pretrained(tmp_path / "int8")
+    text = "The crew was great."
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        expected = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
+        classify = pipeline("text-classification", model=str(tmp_path / "int8"))
+        assert isinstance(classify.model.spikebert.encoder.layer[0].mlp.output, Int8Linear)
+        (result,) = classify(text)
+    assert result["score"] == pytest.approx(expected.max().item(), abs=1e-5)
+    assert result["label"] == model.config.id2label[int(expected.argmax())]
 
 
 REMOTE = """

@@ -139,6 +139,7 @@ def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> Coun
     counter = _Counter(model, spiking)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
+        stack.enter_context(all_time_steps(model))
         for name, module in model.named_modules():
             hook = counter.hook_for(name, module)
             if hook is not None:
@@ -201,6 +202,20 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def all_time_steps(model: Any) -> Iterator[None]:
+    """Switches early exit off."""
+    exit_threshold = getattr(model.config, "exit_threshold", None)
+    if exit_threshold is None:
+        yield
+        return
+    model.config.exit_threshold = None
+    try:
+        yield
+    finally:
+        model.config.exit_threshold = exit_threshold
 
 
 def model_arguments(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -283,7 +298,7 @@ class _Counter:
     def rule_for(self, name: str, module: nn.Module) -> Callable[[str, Any, tuple[Any, ...], Any], None] | None:
         kind = type(module).__name__  # by name: remote code brings classes of its own
         kinds = {cls.__name__ for cls in type(module).__mro__}
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear or kind == "Int8Linear":
             return self.linear
         if type(module) is nn.LayerNorm:
             return self.layer_norm
@@ -383,7 +398,12 @@ class _Counter:
         layer.dense_macs += self.vectors(x) // layer.num_time_steps * module.weight.numel()
         layer.active_synapses += self.over_counted(signal.nonzero) * module.out_features
         layer.synaptic_events += self.over_counted(signal.magnitude) * module.out_features
-        layer.traffic["real"] += self.batch * parameters_of(module) + self.vectors(x) * module.out_features
+        outputs, weights = self.vectors(x) * module.out_features, module.weight.numel()
+        int8 = not module.weight.is_floating_point()
+        if int8:  # each sum is scaled
+            layer.multiplications += outputs
+        layer.traffic["integer" if int8 else "real"] += self.batch * weights
+        layer.traffic["real"] += self.batch * (parameters_of(module) - weights) + outputs
 
     def layer_norm(self, name: str, module: nn.LayerNorm, args: tuple[Any, ...], output: Tensor) -> None:
         x, *_ = args

@@ -117,6 +117,7 @@ class EnergyReport:
         num_padding: padding tokens of all of them.
         longest: tokens of the longest sentence.
         padding_counts: whether padding takes part in the model and in the counts.
+        exit_threshold: that of the config; the counts are those of all time steps.
         layers: in the order of the model.
         constants: of the strict account; the published one has its own.
         measured: latency and joules, if they were measured.
@@ -132,6 +133,7 @@ class EnergyReport:
     num_padding: int
     longest: int
     padding_counts: bool
+    exit_threshold: float | None
     layers: list[LayerEnergy]
     constants: EnergyConstants
     measured: MeasuredCost | None = None
@@ -241,6 +243,11 @@ class EnergyReport:
                 f"Padding takes part in this model (mask_padding=False): {100 * share:.0f} % of the counted tokens are "
                 "padding, and the figures depend on the batches."
             )
+        if self.exit_threshold is not None:
+            flags.append(
+                f"Early exit (exit_threshold {self.exit_threshold}) is switched off while counting: the counts are "
+                f"those of all {self.num_time_steps} time steps. The measured latency has it."
+            )
         return flags
 
     def to_dict(self) -> dict[str, Any]:
@@ -259,6 +266,7 @@ class EnergyReport:
             "longest_sentence": self.longest,
             "tokens_per_sentence": tokens,
             "padding_counts": self.padding_counts,
+            "exit_threshold": self.exit_threshold,
             "firing_rate": self.firing_rate,
             **totals,
             "per_token": _divide(totals, tokens),
@@ -307,6 +315,7 @@ def estimate_energy(
         num_padding=counts.num_padding,
         longest=counts.longest,
         padding_counts=counts.padding_counts,
+        exit_threshold=config.exit_threshold if spiking else None,
         layers=[_price(layer, counts, constants) for layer in counts.layers.values()],
         constants=constants,
     )

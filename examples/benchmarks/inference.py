@@ -1,0 +1,105 @@
+"""Time of inference beside BERT's, in one process, with random weights.
+
+    python examples/benchmarks/inference.py --json inference.json
+
+Ratios hold, milliseconds do not: a machine's speed changes from minute to minute. `plain` is the published form as
+plain code (each LIF a Python loop over time steps, nothing shared), `plain-ours` this package's default model with its
+plain modules. The int8 model is loaded with `quantization_config`, as users do. `int8-1` and `int8-2` take 1 and 2 time
+steps: what a sentence costs that exits there.
+"""
+
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from comparing import interleaved, print_machine, rows_of, with_loops, write
+from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, set_seed
+
+from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
+
+
+@dataclass
+class InferenceArguments:
+    json: str | None = field(default=None, metadata={"help": "File for the rows."})
+    num_hidden_layers: int = field(default=12, metadata={"help": "Blocks of all models."})
+    hidden_size: int = field(default=768, metadata={"help": "Their width; heads are 64 wide."})
+    num_time_steps: int = field(default=4, metadata={"help": "Time steps T."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 4], metadata={"help": "Sentences in a batch."})
+    length: int = field(default=128, metadata={"help": "Tokens in a sentence."})
+    long: int = field(default=512, metadata={"help": "Tokens of the long sentences, for the ratio of lengths."})
+    repeats: int = field(default=9, metadata={"help": "Timed rounds."})
+
+
+def build_models(args: InferenceArguments, folder: str) -> dict[str, Any]:
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": args.num_hidden_layers,
+        "hidden_size": args.hidden_size,
+        "num_attention_heads": max(1, args.hidden_size // 64),
+        "intermediate_size": 4 * args.hidden_size,
+        "max_position_embeddings": max(args.length, args.long),
+    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def spiking(config: SpikeBertConfig) -> Any:
+        set_seed(0)
+        return SpikeBertForSequenceClassification(config).to(device)
+
+    bert = BertForSequenceClassification(BertConfig(**sizes)).to(device)
+    steps = {"num_time_steps": args.num_time_steps}
+    models = {
+        "bert-fp32": bert,
+        "plain": with_loops(spiking(SpikeBertConfig.reference(**(sizes | steps)))),
+        "plain-ours": spiking(SpikeBertConfig(**sizes, **steps, implementation="plain")),
+        "fused": spiking(SpikeBertConfig(**sizes, **steps, implementation="fused")),
+    }
+    if device == "cpu":
+        with (
+            warnings.catch_warnings()
+        ):  # deprecated in favour of torchao, and still the fastest int8 BERT in eager mode
+            warnings.simplefilter("ignore")
+            models["bert-int8"] = torch.ao.quantization.quantize_dynamic(bert, {torch.nn.Linear}, dtype=torch.qint8)
+        models["fused"].save_pretrained(folder)
+        int8: dict[str, Any] = {"quantization_config": {"quant_method": "spikebert_int8"}}
+        load = SpikeBertForSequenceClassification.from_pretrained
+        models |= {f"int8-{steps}": load(folder, num_time_steps=steps, **int8) for steps in (1, 2)}
+        models["int8"] = load(folder, **int8)
+    return {name: model.eval() for name, model in models.items()}
+
+
+@torch.inference_mode()
+def main(args: InferenceArguments) -> None:
+    machine = print_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        models = build_models(args, folder)
+    device = models["bert-fp32"].device
+    rows = []
+
+    def inputs_of(batch: int, length: int) -> dict[str, Any]:
+        ids = torch.randint(1000, 30000, (batch, length), device=device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def runs_of(names: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {name: lambda model=models[name]: model(**inputs) for name in names}
+
+    for batch in args.batch_sizes:
+        inputs = inputs_of(batch, args.length)
+        medians = interleaved(runs_of(models, inputs), args.repeats)
+        pairs = [(name, "bert-fp32") for name in models if name != "bert-fp32"] + [("fused", "plain")]
+        if "int8" in models:
+            pairs += [("int8", "plain"), *((name, "bert-int8") for name in ("int8", "int8-2", "int8-1"))]
+        shape = {"batch": batch, "length": args.length, "T": args.num_time_steps}
+        rows += rows_of(medians, pairs, shape | {"layers": args.num_hidden_layers, "hidden": args.hidden_size})
+
+    fastest = "int8" if "int8" in models else "fused"
+    short, long = (f"{fastest}-{length}-tokens" for length in (args.length, args.long))
+    runs = {name: runs_of([fastest], inputs_of(1, n))[fastest] for name, n in ((short, args.length), (long, args.long))}
+    shape = {"batch": 1, "T": args.num_time_steps, "layers": args.num_hidden_layers, "hidden": args.hidden_size}
+    rows += rows_of(interleaved(runs, args.repeats), [(long, short)], shape)
+    write(args.json, machine, rows)
+
+
+if __name__ == "__main__":
+    (arguments,) = HfArgumentParser(InferenceArguments).parse_args_into_dataclasses()
+    main(arguments)

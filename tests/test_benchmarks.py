@@ -1,0 +1,96 @@
+"""The benchmark scripts, on tiny models and without the compiler: that they run and write what they promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_model
+from transformers import AutoTokenizer
+
+from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert.data.bundled import bundled_teacher, bundled_tweets
+
+BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
+
+
+def run(script: str, file: Path, *arguments: str) -> tuple[dict, str]:
+    """What the script wrote to the json file, and what it printed."""
+    result = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), "--json", str(file), *arguments],
+        env=os.environ | {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    written = json.loads(file.read_text())
+    assert written["machine"]["torch"] == torch.__version__
+    return written, result.stdout
+
+
+def check_ratios(rows: list[dict]) -> set[tuple[str, str]]:
+    """Every row has its fields, and two rows of one name and shape agree. Returns the pairs that were compared."""
+    seconds = {}
+    for row in rows:
+        assert set(row) == {"name", "shape", "seconds", "against", "ratio"}
+        assert row["seconds"] > 0
+        against = row["seconds"] / row["ratio"]
+        for name, value in ((row["name"], row["seconds"]), (row["against"], against)):
+            assert seconds.setdefault((name, str(row["shape"])), value) == pytest.approx(value)
+    return {(row["name"], row["against"]) for row in rows}
+
+
+def test_inference(tmp_path):
+    sizes = ("--num_hidden_layers", "1", "--hidden_size", "64", "--length", "5", "--long", "9", "--repeats", "1")
+    written, printed = run("inference.py", tmp_path / "rows.json", *sizes)
+    pairs = check_ratios(written["rows"])
+    assert {("int8", name) for name in ("bert-fp32", "bert-int8", "plain")} <= pairs
+    assert {("int8-1", "bert-int8"), ("fused", "plain"), ("int8-9-tokens", "int8-5-tokens")} <= pairs
+    assert {row["shape"]["batch"] for row in written["rows"] if row["name"] == "int8"} == {1, 4}
+    assert "x bert-fp32" in printed
+
+
+def test_training(tmp_path):
+    sizes = ("--num_hidden_layers", "1", "--hidden_size", "32", "--batch_size", "3", "--repeats", "1")
+    written, printed = run("training.py", tmp_path / "rows.json", *sizes)
+    assert {("train", "train-plain"), ("train-fp32", "train-plain"), ("train", "bert-fp32")} <= check_ratios(
+        written["rows"]
+    )
+    assert all(peak > 0 for peak in written["peak_memory_mb"].values())
+    assert "3 sentences a step" in printed
+
+
+def test_accuracy(tmp_path):
+    """Accuracy and mean steps are those of the model called directly."""
+    text = bundled_tweets()
+    tokenizer = AutoTokenizer.from_pretrained(bundled_teacher())
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
+    model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, **sizes, **text.label_maps)
+    with torch.no_grad():
+        model.classifier.weight.mul_(0.2)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    tweets = text.validation.select(range(40))
+    names = [text.label_names[label] for label in tweets["label"]]
+    tweets.remove_columns("label").add_column("label", names).to_parquet(tmp_path / "validation.parquet")
+    picture = tmp_path / "curve.png"
+    written, _ = run(
+        "accuracy.py",
+        tmp_path / "rows.json",
+        *("--model", str(tmp_path / "model"), "--validation_file", str(tmp_path / "validation.parquet")),
+        *("--plot", str(picture), "--thresholds", "0.01", "1.0"),
+    )
+    rows = {row["name"]: row for row in written["rows"]}
+    assert list(rows) == ["float32", "int8", "exit at 0.01", "exit at 1.0"]
+    assert [row["mean_steps"] for row in rows.values()] == [4, 4, 1, 4]
+    assert rows["exit at 1.0"]["accuracy"] == rows["int8"]["accuracy"]
+    assert written["sentences"] == 40
+    assert 0 < written["relative_error_of_logits"] < 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with torch.no_grad():
+        logits = torch.cat([model(**tokenizer([text], return_tensors="pt")).logits for text in tweets["text"]])
+    right = (logits.argmax(-1) == torch.tensor(tweets["label"])).float().mean().item()
+    assert rows["float32"]["accuracy"] == pytest.approx(100 * right)
