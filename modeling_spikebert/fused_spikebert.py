@@ -6,12 +6,12 @@ What the plain block does step by step and apart is done at once here, without c
 - LayerNorm and neurons in one pass over all time steps (`kernels_spikebert`);
 - one matrix product for query, key and value, and none repeated for time steps with the same input;
 - `q (k^T v)` where that is less work than `(q k^T) v`; both are sums of integers;
-- nothing but attention sees padding: tokens of all sentences lie one behind the other;
-- for the backward pass currents are kept, and spikes in one byte or not at all: they are computed again;
+- on a CPU nothing but attention sees padding: tokens of all sentences lie one behind the other;
+- for the backward pass currents are kept and spikes computed again, or kept in one byte (attention);
 - where weights are int8 (`quantization_spikebert`), spikes stay in one byte from neuron to product.
 
-On a CPU what lies before and behind the attention is compiled, once for all layers, batches and lengths; on a GPU the
-Triton kernels take the place of the compiler.
+On a CPU what lies before and behind the attention is compiled, once for all layers, batches and lengths; on a GPU it
+runs as it is, with Triton kernels for LayerNorm and neurons.
 
 Shapes: `T` time steps, `B` batch, `L` tokens, `N` tokens of all sentences, `H` heads, `D` hidden, `d = D / H`.
 """
@@ -28,8 +28,12 @@ from torch import Tensor, nn
 from .kernels_spikebert import LIFConstants, add_norm, has_triton, norm_lif, norm_lif_steps
 from .quantization_spikebert import PackedLinear, int8_linear, is_int8, pack
 
-# From this number of elements in the shortcut on, compiled blocks save more in a few steps than the compiler takes.
-WORTH_COMPILING = 2**19
+# From this number of elements in the shortcut on, compiled blocks save in some fifty training steps what the compiler
+# takes. A forward pass alone saves less.
+WORTH_COMPILING = {"training": 2**20, "evaluation": 2**22}
+
+# By name, because remote code brings copies of its own.
+OWN_MODULES = ("SpikeBertSelfAttention", "SpikeBertMLP", "SpikeBertNeuron", "Int8Linear")
 
 # In bfloat16 whole numbers are exact up to here.
 EXACT_IN_BFLOAT16 = 256
@@ -65,41 +69,61 @@ def takes_fused_path(encoder: Any, hidden_states: Tensor) -> bool:
     """The one place that decides between `fused_layer` and the plain modules.
 
     `config.implementation` "plain" and "fused" are orders. With "auto" there must be what makes it fast (a C++
-    compiler, or Triton on a GPU), and on a CPU the compiler must be worth waiting for: in training, unless the model is
-    tiny, and for int8 weights and early exit, which nobody asks for but for speed. Modules that somebody replaced or
-    put hooks on have to be called, so they take the plain path.
+    compiler, or Triton on a GPU), and on a CPU the compiler must be worth waiting for: for large batches, and for int8
+    weights and early exit, which nobody asks for but for speed. Modules that somebody replaced or put hooks on have to
+    be called, so they take the plain path.
     """
-    config = encoder.config
+    config, query = encoder.config, encoder.layer[0].attention.query
     if config.implementation == "plain" or torch.compiler.is_compiling():  # an outer compiler wants the plain code
         return False
-    if not all(_is_known(module) for layer in encoder.layer for module in layer.modules() if module is not layer):
-        if config.implementation == "fused":
-            raise ValueError(
-                "implementation='fused' bypasses the modules inside the blocks, but one of them was replaced or has "
-                "hooks. Set config.implementation to 'auto' or 'plain'."
-            )
+    if config.implementation == "auto" and not _pays(encoder, hidden_states):
         return False
-    if config.implementation == "fused":
-        return True
+    # Bytes have no gradients.
+    obstacle = (
+        "gradients of int8 weights were asked for" if is_int8(query) and _wants_gradients(hidden_states) else None
+    )
+    if not all(_is_known(module) for layer in encoder.layer for module in layer.modules() if module is not layer):
+        obstacle = "a module inside the blocks was replaced or has hooks"
+    if not all(_has_equal_neurons(layer.attention) for layer in encoder.layer):
+        obstacle = "the neurons of query, key and value differ"
+    if obstacle is not None and config.implementation == "fused":
+        raise ValueError(f"implementation='fused' is not possible: {obstacle}. Set config.implementation to 'auto'.")
+    return obstacle is None
+
+
+def _pays(encoder: Any, hidden_states: Tensor) -> bool:
+    attention = encoder.layer[0].attention
     if hidden_states.device.type == "cuda":
-        return has_triton(encoder.layer[0].attention.query_neuron.surrogate)
-    trains = encoder.training and hidden_states.numel() >= WORTH_COMPILING
-    exits = config.exit_threshold is not None and not encoder.training
-    worth = trains or exits or is_int8(encoder.layer[0].attention.query)
-    return worth and hidden_states.device.type == "cpu" and _has_compiler()
+        return has_triton(attention.query_neuron.surrogate)
+    if hidden_states.device.type != "cpu" or not _has_compiler():
+        return False
+    if is_int8(attention.query):
+        return torch.backends.mkldnn.is_available()
+    large = hidden_states.numel() >= WORTH_COMPILING["training" if encoder.training else "evaluation"]
+    return large or (encoder.config.exit_threshold is not None and not encoder.training)
+
+
+def _wants_gradients(hidden_states: Tensor) -> bool:
+    return torch.is_grad_enabled() and hidden_states.requires_grad
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody wants to see or change what this module computes."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def _is_known(module: nn.Module) -> bool:
-    foreign = type(module).__module__.split(".")[-1] not in (
-        "modeling_spikebert",
-        "quantization_spikebert",
-        "linear",
-        "normalization",
-        "dropout",
-    )
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
-    weight = getattr(module, "weight", None)
-    return not foreign and not hooked and type(weight) in (nn.Parameter, Tensor, type(None))
+    """Whether blocks are built from this class, and nothing about it was changed."""
+    cls = type(module)
+    known = cls in (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity) or cls.__name__ in OWN_MODULES
+    return known and not has_hooks(module) and all(type(p) is nn.Parameter for p in module._parameters.values())
+
+
+def _has_equal_neurons(attention: Any) -> bool:
+    neurons = (attention.query_neuron, attention.key_neuron, attention.value_neuron)
+    query, key, value = [(n.tau, n.v_threshold, n.v_reset, n.surrogate) for n in neurons]
+    return query == key == value
 
 
 @cache
@@ -126,7 +150,12 @@ def pack_tokens(hidden_states: Tensor, token_mask: Tensor | None) -> tuple[Tenso
     places = token_mask.flatten().nonzero().squeeze(1)
     if len(places) == x.shape[1]:
         return x, Tokens(batch, length, None, None)
-    return x.index_select(1, places), Tokens(batch, length, places, None)
+    return _once(x, lambda x: x.index_select(1, places)), Tokens(batch, length, places, None)
+
+
+def _once(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """`function(x)` of `[T, ...]`, computed once if `x` is the same at each time step."""
+    return function(x[:1]).expand(len(x), *(-1 for _ in x.shape[1:])) if x.stride(0) == 0 else function(x)
 
 
 def unpack_tokens(x: Tensor, tokens: Tokens) -> Tensor:
@@ -198,8 +227,9 @@ def _run(function: Callable[..., Any], layer: Any, *args: Any) -> Any:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0 if isinstance(x, list) else 1)
     # The budget makes the compiler keep currents only and compute the spikes again. The limit of 8 variants is for code
     # that varies by mistake; these vary with dtype, training, number of steps and the like.
+    # Where the compiler fails (no Python headers, say), the same code runs without it, and a warning says so.
     with (
-        torch._dynamo.config.patch(recompile_limit=64),
+        torch._dynamo.config.patch(recompile_limit=64, suppress_errors=True),
         torch._functorch.config.patch(activation_memory_budget=0.5),
     ):
         return _compiled(function)(layer, *args)
@@ -217,7 +247,10 @@ def _before_attention(
     attention = layer.attention
     dtype = _spike_dtype(attention.query)
     neurons = _Neurons(membranes)
-    spikes = neurons(x, attention.input_neuron, dtype) if _has_membrane_shortcut(layer) else x.to(dtype)
+    if _has_membrane_shortcut(layer):
+        spikes = neurons(x, attention.input_neuron, dtype)
+    else:
+        spikes = _once(x, lambda x: x.to(dtype))
     current = _linear(spikes, packed, attention.query, attention.key, attention.value)
     norms = (attention.query_norm, attention.key_norm, attention.value_norm)
     qkv = neurons(current, attention.query_neuron, _product_dtype(attention, dtype), *norms)
@@ -280,9 +313,8 @@ class _Neurons:
 
 def _linear(spikes: Tensor, packed: PackedLinear | None, *modules: Any) -> Tensor:
     """These Linears on the same spikes, side by side: `[T, N, D]` to `[T, N, sum of out_features]`."""
-    steps = spikes.shape[0]
-    if steps > 1 and spikes.stride(0) == 0:  # the same at each time step, as the input of the published model
-        return _linear(spikes[0].unsqueeze(0), packed, *modules).expand(steps, -1, -1)
+    if len(spikes) > 1 and spikes.stride(0) == 0:  # as the input of the published model
+        return _once(spikes, lambda spikes: _linear(spikes, packed, *modules))
     if packed is not None:
         return int8_linear(spikes, packed)
     if is_int8(modules[0]):
@@ -367,13 +399,17 @@ def _spike_dtype(linear: Any) -> torch.dtype:
 def _product_dtype(attention: Any, dtype: torch.dtype) -> torch.dtype:
     """What the attention products take their spikes in; they have no int8 kernels.
 
-    bfloat16 rounds sums above 256. That changes no spike if such a current makes its neuron fire either way.
+    bfloat16 rounds sums above 256. That changes no spike if such a current makes its neuron fire either way, and a hard
+    reset forgets by how much.
     """
     if dtype not in (torch.uint8, torch.bfloat16):
         return dtype
     neuron = attention.context_neuron
-    needed = neuron.tau * (neuron.v_threshold - (neuron.v_reset or 0.0))
-    return torch.bfloat16 if EXACT_IN_BFLOAT16 * attention.scale >= needed else torch.float32
+    if neuron.v_reset is None or EXACT_IN_BFLOAT16 * attention.scale < neuron.tau * (
+        neuron.v_threshold - neuron.v_reset
+    ):
+        return torch.float32
+    return torch.bfloat16
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -36,6 +36,10 @@ def has_triton(surrogate: Surrogate) -> bool:
     return triton_is_available() and isinstance(surrogate, ATan)
 
 
+def takes_triton(x: Tensor, surrogate: Surrogate) -> bool:
+    return x.device.type == "cuda" and has_triton(surrogate)
+
+
 def norm_lif(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, constants: LIFConstants, spike_dtype: torch.dtype
 ) -> Tensor:
@@ -66,7 +70,7 @@ class _NormLIF(torch.autograd.Function):
         tau, v_threshold, v_reset, surrogate, eps = constants
         ctx.save_for_backward(x, weight, bias)
         ctx.constants = constants
-        if x.device.type == "cuda" and has_triton(surrogate):
+        if takes_triton(x, surrogate):
             return triton_forward(x, weight, bias, eps, tau, v_threshold, v_reset, spike_dtype)
         return norm_lif_steps(x, weight, bias, None, constants, spike_dtype)[0]
 
@@ -75,7 +79,7 @@ class _NormLIF(torch.autograd.Function):
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         tau, v_threshold, v_reset, surrogate, eps = ctx.constants
-        if x.device.type == "cuda" and has_triton(surrogate):
+        if takes_triton(x, surrogate):
             grads = triton_backward(x, weight, bias, grad_spikes, eps, tau, v_threshold, v_reset, surrogate.alpha)
         else:
             grads = _backward(x, weight, bias, grad_spikes, ctx.constants)
@@ -117,8 +121,12 @@ def add_norm(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: flo
         weight, bias: of the LayerNorm, `[D]`.
         dropout: probability, 0 for none.
     """
-    normalised, _ = _normalise(x.to(_arithmetic_dtype(residual)), eps)
-    branch = torch.nn.functional.dropout(normalised * weight + bias, dropout)
+    x = x.to(_arithmetic_dtype(residual))
+    if torch.compiler.is_compiling():  # the compiler makes better code of this than of `layer_norm`
+        branch = _normalise(x, eps)[0] * weight + bias
+    else:
+        branch = torch.nn.functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
+    branch = torch.nn.functional.dropout(branch, dropout)
     return (residual + branch).to(residual.dtype)
 
 

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_spikebert import SpikeBertConfig
 from .early_exit_spikebert import first_confident, step_until_confident
-from .fused_spikebert import Tokens, fused_layer, pack_tokens, takes_fused_path, unpack_tokens
+from .fused_spikebert import Tokens, fused_layer, has_hooks, pack_tokens, takes_fused_path, unpack_tokens
 from .neurons_spikebert import SURROGATES, lif
 
 logger = logging.get_logger(__name__)
@@ -472,7 +472,9 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         range raise a ValueError too.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        asked = output_hidden_states or output_firing_rates or self.config.output_hidden_states
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        asked = output_hidden_states or output_firing_rates
         exit_threshold = self.config.exit_threshold
         if exit_threshold is not None and not self.training and not asked:
             outputs = SpikeBertModelOutput()
@@ -511,7 +513,8 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         def head(states: Tensor, token_mask: Tensor | None) -> Tensor:
             return self.classifier(masked_mean(self.norm(states), token_mask))
 
-        if takes_fused_path(encoder, hidden_states) and not torch.is_grad_enabled():
+        watched = any(has_hooks(module) for module in (encoder, *encoder.layer))
+        if not watched and not torch.is_grad_enabled() and takes_fused_path(encoder, hidden_states):
             return step_until_confident(encoder, hidden_states, token_mask, head, *exit_rule)
         per_step, _, _ = encoder(hidden_states, token_mask, False, False)
         return first_confident(torch.stack([head(states, token_mask) for states in per_step]), *exit_rule)

@@ -55,7 +55,8 @@ class Int8Linear(nn.Module):
         return linear
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype) + self.bias.to(x.dtype)
+        sums = nn.functional.linear(x, self.weight.to(x.dtype)).to(torch.promote_types(x.dtype, torch.float32))
+        return (sums * self.weight_scale + self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -71,7 +72,7 @@ class PackedLinear(NamedTuple):
 
 
 # By the first of the Linears: what they held when they were packed, and the packed weights.
-_PACKED: WeakKeyDictionary[nn.Module, tuple[Any, PackedLinear]] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[nn.Module, tuple[list[Any], PackedLinear]] = WeakKeyDictionary()
 
 
 def is_int8(linear: Any) -> bool:
@@ -80,19 +81,32 @@ def is_int8(linear: Any) -> bool:
 
 
 def pack(modules: Sequence[Any]) -> PackedLinear:
-    """`Int8Linear`s that share their input, packed side by side; again only if their weights have changed."""
-    # Weights made in inference mode cannot change, and have no version.
-    held = tuple((id(w), 0 if w.is_inference() else w._version) for w in (module.weight for module in modules))
-    if modules[0] not in _PACKED or _PACKED[modules[0]][0] != held:
+    """`Int8Linear`s that share their input, packed side by side.
+
+    Packed once, and again if a tensor was replaced or changed in place. Not seen are changes that autograd does not
+    count either: those of `.data`, and of weights that were made in inference mode.
+    """
+    held = [
+        (tensor, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+        for module in modules
+        for tensor in (module.weight, module.weight_scale, module.bias)
+    ]
+    before, packed = _PACKED.get(modules[0], ([], None))
+    same = len(before) == len(held) and all(
+        old is new and old_state == new_state for (old, *old_state), (new, *new_state) in zip(before, held, strict=True)
+    )
+    if packed is not None and same:
+        return packed
+    with torch.inference_mode(False):  # so that they can be used outside of it, too
         weight = torch.cat([module.weight for module in modules])
         packed = PackedLinear(
             torch.ops.onednn.qlinear_prepack(weight, None),
-            torch.cat([module.weight_scale for module in modules]),
+            torch.cat([module.weight_scale for module in modules]).float(),  # the model may be in half precision
             torch.zeros(len(weight), dtype=torch.int64),
-            torch.cat([module.bias for module in modules]),
+            torch.cat([module.bias for module in modules]).float(),
         )
-        _PACKED[modules[0]] = held, packed
-    return _PACKED[modules[0]][1]
+    _PACKED[modules[0]] = held, packed
+    return packed
 
 
 def int8_linear(spikes: Tensor, packed: PackedLinear) -> Tensor:

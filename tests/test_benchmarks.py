@@ -48,7 +48,7 @@ def test_inference(tmp_path):
     written, printed = run("inference.py", tmp_path / "rows.json", *sizes)
     pairs = check_ratios(written["rows"])
     assert {("int8", name) for name in ("bert-fp32", "bert-int8", "plain")} <= pairs
-    assert {("int8-1", "bert-int8"), ("fused", "plain"), ("int8-9-tokens", "int8-5-tokens")} <= pairs
+    assert {("int8-exit-1", "bert-int8"), ("fused", "plain"), ("int8-9-tokens", "int8-5-tokens")} <= pairs
     assert {row["shape"]["batch"] for row in written["rows"] if row["name"] == "int8"} == {1, 4}
     assert "x bert-fp32" in printed
 

@@ -102,6 +102,9 @@ def test_training_and_questions_about_all_steps_take_all_steps():
     model = unsure_classifier(exit_threshold=0.01)
     assert model(IDS, attention_mask=MASK, output_hidden_states=True).exit_steps is None
     assert model(IDS, attention_mask=MASK, output_firing_rates=True).exit_steps is None
+    model.config.output_hidden_states = True
+    assert model(IDS, attention_mask=MASK).exit_steps is None
+    assert model(IDS, attention_mask=MASK, output_hidden_states=False).exit_steps is not None
     model.train()
     outputs = model(IDS, attention_mask=MASK)
     assert outputs.exit_steps is None
@@ -114,6 +117,20 @@ def test_gradients_in_evaluation_mode_are_those_of_the_steps_taken():
     model(IDS, attention_mask=MASK).logits.sum().backward()
     assert model.classifier.weight.grad.any()
     assert model.spikebert.encoder.layer[0].attention.query.weight.grad.any()
+
+
+@pytest.mark.usefixtures("uncompiled")
+@torch.no_grad()
+def test_hooks_on_blocks_are_called():
+    model = unsure_classifier(exit_threshold=0.6)
+    model.config.implementation = "fused"
+    expected = model(IDS, attention_mask=MASK)
+    seen = []
+    model.spikebert.encoder.layer[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    outputs = model(IDS, attention_mask=MASK)
+    assert len(seen) == 1
+    torch.testing.assert_close(outputs.logits, expected.logits, **EXACT)
+    assert torch.equal(outputs.exit_steps, expected.exit_steps)
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -105,7 +105,9 @@ def test_compiled_blocks_equal_the_plain_modules(mode):
     """With the real compiler; a second batch of another size needs no further compilation."""
     torch._dynamo.reset()
     model = tiny_model(SpikeBertForSequenceClassification, mode, num_hidden_layers=2, num_time_steps=2).train()
+    compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert_equal_results(model, *MASKS["padded"])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled_before
     with torch.compiler.set_stance("fail_on_recompile"):
         assert_equal_results(model, random_ids(2, 9), mask_of(9, 5))
 
@@ -157,6 +159,8 @@ def test_attention_takes_bfloat16_only_where_rounding_changes_no_spike():
         attention = SpikeBertModel(config).encoder.layer[0].attention
         assert fused._product_dtype(attention, torch.uint8) == dtype, scale
         assert fused._product_dtype(attention, torch.float64) == torch.float64
+    attention = SpikeBertModel(SpikeBertConfig(**SIZES, v_reset=None)).encoder.layer[0].attention
+    assert fused._product_dtype(attention, torch.uint8) == torch.float32, "a soft reset keeps what was rounded"
 
 
 # Padding
@@ -211,11 +215,12 @@ def test_auto_takes_the_fused_path_where_it_pays(monkeypatch):
     assert not takes_fused_path(encoder, states)
     model.train()
     assert not takes_fused_path(encoder, states), "tiny"
-    monkeypatch.setattr(fused, "WORTH_COMPILING", states.numel())
+    monkeypatch.setattr(fused, "WORTH_COMPILING", {"training": states.numel(), "evaluation": 4 * states.numel()})
     assert takes_fused_path(encoder, states)
     assert not takes_fused_path(encoder, states[:, :1]), "smaller"
     model.eval()
     assert not takes_fused_path(encoder, states), "no training"
+    assert takes_fused_path(encoder, torch.cat(4 * [states])), "larger"
     model.config.exit_threshold = 0.9
     assert takes_fused_path(encoder, states)
     monkeypatch.setattr(fused, "_has_compiler", lambda: False)
@@ -224,7 +229,7 @@ def test_auto_takes_the_fused_path_where_it_pays(monkeypatch):
 
 def test_implementation_is_an_order(monkeypatch):
     model, encoder, states = encoder_and_states()
-    monkeypatch.setattr(fused, "WORTH_COMPILING", 0)
+    monkeypatch.setattr(fused, "WORTH_COMPILING", {"training": 0, "evaluation": 0})
     model.train()
     model.config.implementation = "plain"
     assert not takes_fused_path(encoder, states)
@@ -237,26 +242,63 @@ class LowRank(nn.Linear):
     """Stands for what an adapter puts in the place of a Linear."""
 
 
+@pytest.mark.usefixtures("uncompiled")
+@modes
+def test_dropout_of_branches_reaches_the_fused_blocks(mode):
+    model = tiny_model(SpikeBertForSequenceClassification, mode).train()
+    for module in model.spikebert.encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 1.0  # nothing is left to chance: no branch passes
+    assert_equal_results(model, *MASKS["padded"])
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("mode", "overrides", "steps"),
+    [("reference", {}, 1), ("reference", {"mask_padding": True}, 1), ("default", {}, 4)],
+    ids=["reference", "reference-masked", "default"],
+)
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_products_of_the_same_input_at_each_step_are_computed_once(mode, overrides, steps, bf16, monkeypatch):
+    model = tiny_model(SpikeBertForSequenceClassification, mode, torch.float32, **overrides)
+    model.config.implementation = "fused"
+    seen = []
+    linear = nn.functional.linear
+
+    def counting(x, weight, *args):
+        seen.append(x.shape)
+        return linear(x, weight, *args)
+
+    monkeypatch.setattr(nn.functional, "linear", counting)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        model(MASKS["padded"][0], attention_mask=MASKS["padded"][1])
+    assert seen[0][0] == steps
+    assert {shape[0] for shape in seen[1:8]} == {4}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda block: block.mlp.intermediate.register_forward_hook(lambda *args: None),
         lambda block: block.attention.query_neuron.register_forward_pre_hook(lambda *args: None),
         lambda block: block.attention.register_full_backward_hook(lambda *args: None),
+        lambda block: block.mlp.register_full_backward_pre_hook(lambda *args: None),
         lambda block: setattr(block.attention, "key", LowRank(32, 32)),
+        lambda block: setattr(block.attention, "key", nn.Linear(32, 32, bias=False)),
         lambda block: setattr(block.mlp.output, "forward", lambda x: x),
+        lambda block: setattr(block.attention.key_neuron, "v_threshold", 3.0),
     ],
-    ids=["hook", "pre-hook", "backward-hook", "replaced", "patched"],
+    ids=["hook", "pre-hook", "backward-hook", "backward-pre-hook", "replaced", "no-bias", "patched", "calibrated"],
 )
 def test_blocks_that_somebody_changed_are_called_and_not_bypassed(change, monkeypatch):
     model, encoder, states = encoder_and_states()
-    monkeypatch.setattr(fused, "WORTH_COMPILING", 0)
+    monkeypatch.setattr(fused, "WORTH_COMPILING", {"training": 0, "evaluation": 0})
     model.train()
     assert takes_fused_path(encoder, states)
     change(encoder.layer[1])
     assert not takes_fused_path(encoder, states)
     model.config.implementation = "fused"
-    with pytest.raises(ValueError, match="replaced or has hooks"):
+    with pytest.raises(ValueError, match=r"not possible: .* Set config.implementation to"):
         takes_fused_path(encoder, states)
 
 

@@ -64,17 +64,44 @@ def test_products_of_bytes_equal_those_of_the_rounded_weights(largest):
     torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=1e-5)
 
 
-def test_weights_are_packed_once_and_again_when_they_change():
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda linear: linear.weight.neg_(),
+        lambda linear: linear.weight_scale.mul_(3),
+        lambda linear: linear.bias.add_(1),
+        lambda linear: setattr(linear.weight, "data", -linear.weight.data),
+        lambda linear: linear.load_state_dict(Int8Linear.from_linear(linear_of(6, 40, 7)).state_dict(), assign=True),
+        lambda linear: linear.bfloat16(),
+    ],
+    ids=["weight", "scale", "bias", "data", "assigned", "bfloat16"],
+)
+@torch.no_grad()
+def test_weights_are_packed_once_and_again_when_they_change(change):
     linear = Int8Linear.from_linear(linear_of(6, 40))
     packed = pack([linear])
     assert pack([linear]) is packed
+    change(linear)
+    assert pack([linear]) is not packed
     spikes = torch.ones(1, 40, dtype=torch.uint8)
-    before = int8_linear(spikes, pack([linear]))
-    with torch.no_grad():
-        linear.weight.neg_()
-    after = int8_linear(spikes, pack([linear]))
-    assert not torch.equal(before, after)
-    torch.testing.assert_close(after, linear(spikes.float()).bfloat16(), rtol=2**-7, atol=1e-5)
+    torch.testing.assert_close(
+        int8_linear(spikes, pack([linear])).float(), linear(spikes.float()), rtol=2**-7, atol=1e-5
+    )
+
+
+def test_gradients_of_int8_models_are_those_of_the_plain_modules(folder):
+    model = SpikeBertForSequenceClassification.from_pretrained(folder, quantization_config=CONFIG)
+    gradients = []
+    for implementation in ("auto", "plain"):
+        model.config.implementation = implementation
+        model.zero_grad()
+        model(IDS, attention_mask=MASK).logits.sum().backward()
+        gradients.append(model.spikebert.embeddings.word_embeddings.weight.grad.clone())
+    assert gradients[0].abs().max() > 0
+    assert torch.equal(*gradients)
+    model.config.implementation = "fused"
+    with pytest.raises(ValueError, match="gradients of int8 weights were asked for"):
+        model(IDS, attention_mask=MASK)
 
 
 @pytest.mark.parametrize("config", [CONFIG, SpikeBertInt8Config()], ids=["dict", "class"])
@@ -145,12 +172,16 @@ def test_compiled_bytes_equal_uncompiled_ones(tmp_path):
     model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, num_hidden_layers=2, num_time_steps=2)
     model.save_pretrained(tmp_path)
     model = SpikeBertForSequenceClassification.from_pretrained(tmp_path, quantization_config=CONFIG)
+    compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     with torch.inference_mode():
         compiled = model(IDS, attention_mask=MASK).logits  # "auto" compiles int8 weights
         with torch.compiler.set_stance("force_eager"):
             uncompiled = model(IDS, attention_mask=MASK).logits
         with torch.compiler.set_stance("fail_on_recompile"):
             model(random_ids(5, 9), attention_mask=mask_of(9, 2, 3, 8, 1))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled_before
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS, attention_mask=MASK).logits, uncompiled, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(compiled, uncompiled, rtol=1e-4, atol=1e-4)
 
 

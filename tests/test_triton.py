@@ -215,7 +215,7 @@ def test_no_tokens_give_no_spikes_and_gradients_of_zero(kernels, has_norm):
 
 @pytest.mark.parametrize(
     ("v_reset", "expected"),
-    # h = v + (x - (v - r)) / 2 with x = 2, 1, 2: 1 | 0.5 | 1.25 hard and 1 | 0.5 | 1.25 soft; from -0.5: 0.25, ...
+    # h = v + (x - (v - r)) / 2 with x = 2, 1, 2: 1 | 0.5 | 1.25 hard and soft; from -0.5: 0.5 | 0.5 | 1
     [(0.0, [1, 0, 1]), (None, [1, 0, 1]), (-0.5, [0, 0, 1])],
     ids=["hard", "soft", "hard-0.5"],
 )

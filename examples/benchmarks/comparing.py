@@ -14,19 +14,37 @@ import transformers
 from torch import Tensor, nn
 
 from modeling_spikebert.modeling_spikebert import SpikeBertNeuron
-from modeling_spikebert.neurons_spikebert import lif_loop
+
+
+class Spike(torch.autograd.Function):
+    """The step function, and backward its surrogate's derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, distance: Tensor, surrogate: Any) -> Tensor:
+        ctx.save_for_backward(distance)
+        ctx.surrogate = surrogate
+        return (distance >= 0).to(distance.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.surrogate.derivative(ctx.saved_tensors[0]), None
 
 
 class LoopNeuron(nn.Module):
-    """Neurons as the published code computes them: a Python loop over time steps, differentiated by autograd."""
+    """Neurons as published code computes them: a Python loop over time steps (hard reset to 0), autograd around it."""
 
     def __init__(self, neuron: SpikeBertNeuron):
         super().__init__()
         self.neuron = neuron
 
     def forward(self, current: Tensor) -> Tensor:
-        neuron = self.neuron
-        return lif_loop(current, neuron.tau, neuron.v_threshold, neuron.v_reset, neuron.surrogate)[0]
+        v, fired = torch.zeros_like(current[0]), []
+        for x in current:
+            h = v + (x - v) / self.neuron.tau
+            spikes = Spike.apply(h - self.neuron.v_threshold, self.neuron.surrogate)
+            v = h * (1 - spikes.detach())
+            fired.append(spikes)
+        return torch.stack(fired)
 
 
 def with_loops(model: Any) -> Any:

@@ -139,7 +139,7 @@ def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> Coun
     counter = _Counter(model, spiking)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
-        stack.enter_context(all_time_steps(model))
+        stack.enter_context(plain_time_steps(model))
         for name, module in model.named_modules():
             hook = counter.hook_for(name, module)
             if hook is not None:
@@ -205,17 +205,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def all_time_steps(model: Any) -> Iterator[None]:
-    """Switches early exit off."""
-    exit_threshold = getattr(model.config, "exit_threshold", None)
-    if exit_threshold is None:
-        yield
-        return
-    model.config.exit_threshold = None
+def plain_time_steps(model: Any) -> Iterator[None]:
+    """Makes a SpikeBERT call its modules, for all time steps: no fused blocks, no early exit."""
+    fields = {"implementation": "plain", "exit_threshold": None}
+    before = {name: getattr(model.config, name) for name in fields if hasattr(model.config, name)}
+    for name in before:
+        setattr(model.config, name, fields[name])
     try:
         yield
     finally:
-        model.config.exit_threshold = exit_threshold
+        for name, value in before.items():
+            setattr(model.config, name, value)
 
 
 def model_arguments(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
