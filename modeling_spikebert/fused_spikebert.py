@@ -16,8 +16,10 @@ runs as it is, with Triton kernels for LayerNorm and neurons.
 Shapes: `T` time steps, `B` batch, `L` tokens, `N` tokens of all sentences, `H` heads, `D` hidden, `d = D / H`.
 """
 
+import inspect
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -82,7 +84,8 @@ def takes_fused_path(encoder: Any, hidden_states: Tensor) -> bool:
     obstacle = (
         "gradients of int8 weights were asked for" if is_int8(query) and _wants_gradients(hidden_states) else None
     )
-    if not all(_is_known(module) for layer in encoder.layer for module in layer.modules() if module is not layer):
+    blocks = [block for layer in encoder.layer for block in (layer.attention, layer.mlp)]
+    if not all(_is_known(module) for block in blocks for module in (block, *block._modules.values())):
         obstacle = "a module inside the blocks was replaced or has hooks"
     if not all(_has_equal_neurons(layer.attention) for layer in encoder.layer):
         obstacle = "the neurons of query, key and value differ"
@@ -225,19 +228,30 @@ def _run(function: Callable[..., Any], layer: Any, *args: Any) -> Any:
         for tensor in x if isinstance(x, list) else [x]:
             if isinstance(tensor, Tensor):  # one compiled function for all numbers of tokens
                 torch._dynamo.maybe_mark_dynamic(tensor, 0 if isinstance(x, list) else 1)
-    # The budget makes the compiler keep currents only and compute the spikes again. The limit of 8 variants is for code
-    # that varies by mistake; these vary with dtype, training, number of steps and the like.
-    # Where the compiler fails (no Python headers, say), the same code runs without it, and a warning says so.
-    with (
-        torch._dynamo.config.patch(recompile_limit=64, suppress_errors=True),
-        torch._functorch.config.patch(activation_memory_budget=0.5),
-    ):
-        return _compiled(function)(layer, *args)
+    return _compiled(function)(layer, *args)
 
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Any:
-    return torch.compile(function)
+    # By default the compiler gives up after 8 variants, which are a mistake in other code. These vary with dtype,
+    # training, number of steps and the like.
+    more: dict[str, Any] = {"recompile_limit": 64} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
+    return torch.compile(function, backend=_inductor, **more)
+
+
+def _inductor(graph: Any, inputs: list[Tensor]) -> Callable[..., Any]:
+    """The default backend, but currents are all that is kept for the backward pass: the budget makes it compute spikes
+    again. Where it fails (no Python headers, say), the same operations run one by one."""
+    try:
+        with torch._functorch.config.patch(activation_memory_budget=0.5):
+            return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+    except Exception as error:
+        warnings.warn(
+            f"The compiler failed, so that SpikeBERT is slower than it could be: {str(error).splitlines()[0]} Mend its "
+            "installation, or set config.implementation to 'plain'.",
+            stacklevel=2,
+        )
+        return graph
 
 
 def _before_attention(

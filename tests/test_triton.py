@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.dynamic_module_utils import get_imports
 
-from modeling_spikebert import triton_spikebert
+from modeling_spikebert import kernels_spikebert, triton_spikebert
+from modeling_spikebert.kernels_spikebert import LIFConstants
 from modeling_spikebert.neurons_spikebert import ATan, lif_loop
 
 PATH = Path(triton_spikebert.__file__)
@@ -208,6 +209,23 @@ def test_no_tokens_give_no_spikes_and_gradients_of_zero(kernels, has_norm):
     grads = kernels.norm_lif_backward(x, weight, bias, x, **CONSTANTS, alpha=2.0)
     assert grads[0].shape == x.shape
     assert all(torch.equal(grad, torch.zeros(3, 5)) if has_norm else grad is None for grad in grads[1:])
+
+
+@norms
+@resets
+def test_the_function_of_the_fused_blocks_hands_its_arguments_to_the_kernels(kernels, monkeypatch, v_reset, has_norm):
+    x, weight, bias = random_input((4, 3, 3, 5), torch.float64, has_norm)
+    constants = LIFConstants(2.5, 0.8, v_reset, ATan(1.7), 1e-5)
+    results = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(kernels_spikebert, "takes_triton", lambda *args, on_gpu=on_gpu: on_gpu)
+        monkeypatch.setattr(kernels_spikebert, "triton_forward", kernels.norm_lif_forward)
+        monkeypatch.setattr(kernels_spikebert, "triton_backward", kernels.norm_lif_backward)
+        leaves = [leaf.clone().requires_grad_() for leaf in (x, weight, bias) if leaf is not None]
+        spikes = kernels_spikebert.norm_lif(*leaves, *[None] * (3 - len(leaves)), constants, torch.float64)
+        results.append([spikes.detach(), *torch.autograd.grad((spikes * x).sum(), leaves)])
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, **TOLERANCE[torch.float64])
 
 
 # Golden values
