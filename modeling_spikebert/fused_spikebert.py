@@ -80,10 +80,9 @@ def takes_fused_path(encoder: Any, hidden_states: Tensor) -> bool:
         return False
     if config.implementation == "auto" and not _pays(encoder, hidden_states):
         return False
-    # Bytes have no gradients.
-    obstacle = (
-        "gradients of int8 weights were asked for" if is_int8(query) and _wants_gradients(hidden_states) else None
-    )
+    obstacle = None
+    if is_int8(query) and (encoder.training or (torch.is_grad_enabled() and hidden_states.requires_grad)):
+        obstacle = "bytes have no gradients, and int8 weights no training mode"
     blocks = [block for layer in encoder.layer for block in (layer.attention, layer.mlp)]
     if not all(_is_known(module) for block in blocks for module in (block, *block._modules.values())):
         obstacle = "a module inside the blocks was replaced or has hooks"
@@ -104,10 +103,6 @@ def _pays(encoder: Any, hidden_states: Tensor) -> bool:
         return torch.backends.mkldnn.is_available()
     large = hidden_states.numel() >= WORTH_COMPILING["training" if encoder.training else "evaluation"]
     return large or (encoder.config.exit_threshold is not None and not encoder.training)
-
-
-def _wants_gradients(hidden_states: Tensor) -> bool:
-    return torch.is_grad_enabled() and hidden_states.requires_grad
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -235,7 +230,9 @@ def _run(function: Callable[..., Any], layer: Any, *args: Any) -> Any:
 def _compiled(function: Callable[..., Any]) -> Any:
     # By default the compiler gives up after 8 variants, which are a mistake in other code. These vary with dtype,
     # training, number of steps and the like.
-    more: dict[str, Any] = {"recompile_limit": 64} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
+    more: dict[str, Any] = (
+        {"recompile_limit": 64} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
+    )
     return torch.compile(function, backend=_inductor, **more)
 
 
