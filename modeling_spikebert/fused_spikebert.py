@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .kernels_spikebert import LIFConstants, add_norm, has_triton, norm_lif, norm_lif_steps
+from .kernels_spikebert import LIFConstants, add_norm, arithmetic_dtype, has_triton, norm_lif, norm_lif_steps
 from .quantization_spikebert import PackedLinear, int8_linear, is_int8, pack
 
 # From this number of elements in the shortcut on, compiled blocks save in some fifty training steps what the compiler
@@ -173,7 +173,7 @@ def resting_membranes(layer: Any, num_tokens: int) -> list[Tensor]:
     if not _has_membrane_shortcut(layer):
         shapes.append(hidden)
     weight, rest = attention.query_norm.weight, attention.query_neuron.v_reset or 0.0
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    dtype = arithmetic_dtype(weight.dtype)
     return [torch.full((num_tokens, *shape), rest, dtype=dtype, device=weight.device) for shape in shapes]
 
 
@@ -289,7 +289,7 @@ def _behind_attention(
             return add_norm(x, current, norm.weight, norm.bias, norm.eps, dropout.p if dropout.training else 0.0)
         return x + dropout(neurons(current, module.output_neuron, dtype, norm).to(x.dtype))
 
-    scaled = context.to(_wide(context.dtype)) * attention.scale
+    scaled = context.to(arithmetic_dtype(context.dtype)) * attention.scale
     context_spikes = neurons(scaled, attention.context_neuron, dtype)
     x = add(x, _linear(context_spikes, packed[0], attention.output), attention)
     spikes = neurons(x, mlp.input_neuron, dtype) if before else x.to(dtype)
@@ -337,7 +337,7 @@ def _linear(spikes: Tensor, packed: PackedLinear | None, *modules: Any) -> Tenso
 
 def _rates(*signals: Tensor) -> Tensor:
     """Spikes per neuron and time step of each token: `[T, N, D]` each to `[N, number of signals]`."""
-    dtype = torch.float64 if signals[0].dtype == torch.float64 else torch.float32
+    dtype = arithmetic_dtype(signals[0].dtype)
     return torch.stack([signal.mean((0, 2), dtype=dtype) for signal in signals], dim=-1)
 
 
@@ -421,7 +421,3 @@ def _product_dtype(attention: Any, dtype: torch.dtype) -> torch.dtype:
     ):
         return torch.float32
     return torch.bfloat16
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -102,7 +102,7 @@ def norm_lif_steps(
     Returns:
         spikes `[T, N, G, D]`, and the membrane after the last step.
     """
-    dtype, rest = _arithmetic_dtype(x), constants.v_reset or 0.0
+    dtype, rest = arithmetic_dtype(x.dtype), constants.v_reset or 0.0
     v = rest if v is None else v
     spikes = []
     for x_t in x.to(dtype):
@@ -121,7 +121,7 @@ def add_norm(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: flo
         weight, bias: of the LayerNorm, `[D]`.
         dropout: probability, 0 for none.
     """
-    x = x.to(_arithmetic_dtype(residual))
+    x = x.to(arithmetic_dtype(residual.dtype))
     if torch.compiler.is_compiling():  # the compiler makes better code of this than of `layer_norm`
         branch = _normalise(x, eps)[0] * weight + bias
     else:
@@ -134,7 +134,7 @@ def _backward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, grad_spikes: Tensor, constants: LIFConstants
 ) -> tuple[Tensor | None, ...]:
     tau, v_threshold, v_reset, surrogate, eps = constants
-    dtype = _arithmetic_dtype(x)
+    dtype = arithmetic_dtype(x.dtype)
     v: Any = v_reset or 0.0
     normalised, scales, distances = [], [], []
     for x_t in x.to(dtype):  # once more forward, for the membrane
@@ -186,5 +186,6 @@ def _mean(x: Tensor) -> Tensor:
     return x.sum(-1, keepdim=True) / x.shape[-1]
 
 
-def _arithmetic_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What tensors of this dtype are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,7 +5,15 @@ import tempfile
 _cache = tempfile.TemporaryDirectory(prefix="spikebert-tests-")
 os.environ |= {"HF_HOME": _cache.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 # Tiny tensors are many times faster on one thread, and pytest-xdist brings the processes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def uncompiled():
+    """Fused blocks without their compiler, which takes half a minute for each kind of model."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -14,12 +14,6 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 IDS, MASK = random_ids(6, 9), mask_of(9, 2, 4, 9, 7, 1)
 
 
-@pytest.fixture
-def uncompiled():
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
 OPTIONS = ("shortcut", "input_encoding", "position_embedding_type", "type_vocab_size", "mask_padding", "num_labels")
 
 

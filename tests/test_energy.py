@@ -506,9 +506,8 @@ def test_int8_weights_count_as_linears_that_scale_each_output(mode, tmp_path):
         module = model.get_submodule(layer.name) if quantized else None
         outputs = layer.num_time_steps * 5 * module.out_features if quantized else 0
         assert layer.strict.macs - want.strict.macs == pytest.approx(outputs)
-        saved = (
-            3 * module.weight.numel() - 4 * module.out_features if quantized else 0
-        )  # bytes; each output has a scale
+        # In bytes; each output has a scale.
+        saved = 3 * module.weight.numel() - 4 * module.out_features if quantized else 0
         assert want.memory_bytes - layer.memory_bytes == pytest.approx(saved)
 
 

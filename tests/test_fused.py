@@ -25,12 +25,6 @@ MASKS = {
 }
 
 
-@pytest.fixture
-def uncompiled():
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
 def results_of(model, implementation: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Outputs, those at real tokens only, and gradients of a loss that all of them enter."""
     model.config.implementation = implementation

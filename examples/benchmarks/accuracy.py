@@ -8,13 +8,12 @@ teacher with dynamic int8 quantisation. Milliseconds are means over sentences.
 """
 
 import time
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from comparing import print_machine, write
+from comparing import int8_bert, print_machine, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
 
 from modeling_spikebert import SpikeBertForSequenceClassification
@@ -55,10 +54,7 @@ def main(args: AccuracyArguments) -> None:
     exits = {f"exit at {threshold}": threshold for threshold in args.thresholds}
     variants: dict[str, Any] = {"float32": model, "int8": int8} | dict.fromkeys(exits, int8)
     if args.teacher is not None:
-        with warnings.catch_warnings():  # deprecated in favour of torchao, and still the fastest in eager mode
-            warnings.simplefilter("ignore")
-            teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher)
-            variants["bert-int8"] = torch.ao.quantization.quantize_dynamic(teacher, {torch.nn.Linear})
+        variants["bert-int8"] = int8_bert(AutoModelForSequenceClassification.from_pretrained(args.teacher))
 
     logits, steps, seconds = defaultdict(list), defaultdict(list), defaultdict(list)
     for count, sentence in enumerate(sentences[:NUM_WARMING] + sentences):

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ def with_loops(model: Any) -> Any:
         if isinstance(module, SpikeBertNeuron):
             model.set_submodule(name, LoopNeuron(module))
     return model
+
+
+def int8_bert(bert: Any) -> Any:
+    """The BERT with dynamic int8 quantisation."""
+    with warnings.catch_warnings():  # deprecated in favour of torchao, and still the fastest in eager mode
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(bert, {nn.Linear}, dtype=torch.qint8)
 
 
 def print_machine() -> dict[str, Any]:

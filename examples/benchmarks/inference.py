@@ -9,12 +9,11 @@ after 1 and 2 time steps, by early exit.
 """
 
 import tempfile
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from comparing import interleaved, print_machine, rows_of, with_loops, write
+from comparing import int8_bert, interleaved, print_machine, rows_of, with_loops, write
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, set_seed
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
@@ -55,11 +54,7 @@ def build_models(args: InferenceArguments, folder: str) -> dict[str, Any]:
         "fused": spiking(SpikeBertConfig(**sizes, **steps, implementation="fused")),
     }
     if device == "cpu":
-        with (
-            warnings.catch_warnings()
-        ):  # deprecated in favour of torchao, and still the fastest int8 BERT in eager mode
-            warnings.simplefilter("ignore")
-            models["bert-int8"] = torch.ao.quantization.quantize_dynamic(bert, {torch.nn.Linear}, dtype=torch.qint8)
+        models["bert-int8"] = int8_bert(bert)
         models["fused"].save_pretrained(folder)
         int8: dict[str, Any] = {"quantization_config": {"quant_method": "spikebert_int8"}}
         load = SpikeBertForSequenceClassification.from_pretrained
