@@ -296,14 +296,14 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_teacher(cls, teacher: PreTrainedModel, **overrides: Any) -> Self:
-        """Builds a student that fits a BERT-like teacher and starts from its embeddings.
+        """Builds a student that fits an encoder as teacher and starts from its embeddings.
 
         Vocabulary, sizes, labels and problem type are the teacher's; `overrides` are config fields that differ, such
         as `num_hidden_layers=3`. Embedding tables are copied where shapes agree; the rest starts from random weights,
         also the LayerNorm on the embeddings: a teacher's may leave too little current for the first neurons to fire.
 
         Args:
-            teacher: an encoder with BERT's embeddings (BERT, RoBERTa, DistilBERT, ELECTRA, MiniLM, ...).
+            teacher: an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MiniLM, DeBERTa, ModernBERT, ...).
 
         Raises:
             ValueError: the teacher is not such an encoder, or an override is no field of the config.
@@ -313,12 +313,14 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         if unknown:
             raise ValueError(f"SpikeBertConfig has no field {sorted(unknown)}. Check the spelling.")
         config: Any = teacher.config
-        source: Any = teacher.base_model.embeddings
+        words: Any = teacher.get_input_embeddings()
+        # ModernBERT rotates queries and keys in place of position embeddings, and has no token types.
+        source = getattr(teacher.base_model, "embeddings", None)
         positions = getattr(source, "position_embeddings", None)
         types = getattr(source, "token_type_embeddings", None)
         first_position = 0 if positions is None else first_position_of(positions)
         inherited: dict[str, Any] = {
-            "vocab_size": source.word_embeddings.num_embeddings,
+            "vocab_size": words.num_embeddings,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_hidden_layers,
             "num_attention_heads": config.num_attention_heads,
@@ -339,7 +341,7 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         student = cls(SpikeBertConfig(**(inherited | overrides)))
 
         target: Any = student.base_model.embeddings
-        weights: dict[str, Tensor] = {"word_embeddings": source.word_embeddings.weight}
+        weights: dict[str, Tensor] = {"word_embeddings": words.weight}
         if positions is not None:
             weights["position_embeddings"] = positions.weight[first_position:]
         if types is not None:
@@ -629,15 +631,20 @@ def check_labels(logits: Tensor, labels: Tensor, config: SpikeBertConfig) -> Non
 
 
 def check_encoder(teacher: Any) -> None:
-    """Raises a ValueError unless `teacher` is a loaded encoder with BERT's embeddings."""
+    """Raises a ValueError unless `teacher` is a loaded encoder with word embeddings, in which tokens see both sides."""
     config = getattr(teacher, "config", None)
-    embeddings = getattr(getattr(teacher, "base_model", None), "embeddings", None)
     decodes = any(getattr(config, name, False) for name in ("is_encoder_decoder", "is_decoder", "is_causal"))
-    if decodes or not hasattr(embeddings, "word_embeddings") or not hasattr(config, "num_attention_heads"):
+    try:
+        words = teacher.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # no model, or one of other things than text
+        words = None
+    if isinstance(words, nn.Embedding) and not decodes:  # a model that only decodes says so in its attention
+        decodes = any(getattr(module, "is_causal", False) for module in teacher.modules())
+    if decodes or not isinstance(words, nn.Embedding) or not hasattr(config, "num_attention_heads"):
         raise ValueError(
-            "The teacher must be a BERT-like encoder with word embeddings under `embeddings.word_embeddings`, got "
-            f"{type(teacher).__name__} (model_type {getattr(config, 'model_type', None)!r}). Load a BERT, RoBERTa, "
-            "DistilBERT, ELECTRA or MiniLM checkpoint with AutoModel.from_pretrained."
+            f"The teacher must be a BERT-like encoder with word embeddings, got {type(teacher).__name__} (model_type "
+            f"{getattr(config, 'model_type', None)!r}). Load a BERT, RoBERTa, DistilBERT, ELECTRA, MiniLM or ModernBERT "
+            "checkpoint with AutoModel.from_pretrained."
         )
 
 

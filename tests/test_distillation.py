@@ -68,6 +68,8 @@ LOSSES = {
     "task": {"hidden_states": 1.0, "embeddings": 0.1, "logits": 1.0, "cross_entropy": 0.1},
 }
 
+SPEED = {"samples_per_second", "tokens_per_second", "peak_memory_mb", "seconds_left"}
+
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0) -> None:
     assert actual.keys() == expected.keys()
@@ -455,7 +457,8 @@ def test_resuming_is_exact_to_the_bit(tmp_path, stage):
     steps = {entry["step"]: entry for entry in whole.state.log_history if "loss" in entry}
     for entry in resumed.state.log_history:
         if "loss" in entry:
-            assert {name: entry[name] for name in entry} == steps[entry["step"]]
+            same = entry.keys() - SPEED
+            assert {name: entry[name] for name in same} == {name: steps[entry["step"]][name] for name in same}
 
 
 @stages
@@ -520,13 +523,6 @@ def test_stage_2_goes_on_from_stage_1(tmp_path):
 def test_initial_projections_from_a_folder_without_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a checkpoint of a DistillationTrainer nor a stage-1 student"):
         make_trainer(tmp_path, "task", initial_projections=str(tmp_path / "nowhere"))
-
-
-def test_resuming_from_a_checkpoint_without_projections(tmp_path):
-    make_trainer(tmp_path, "task", save_strategy="steps", save_steps=1).train()
-    (tmp_path / "checkpoint-1" / PROJECTIONS_NAME).unlink()
-    with pytest.raises(FileNotFoundError, match=f"checkpoint-1/{PROJECTIONS_NAME} does not exist"):
-        make_trainer(tmp_path, "task", max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_initial_projections_of_other_sizes(tmp_path):

@@ -7,13 +7,13 @@ from helpers import mask_of
 from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
+from modeling_spikebert.distillation.layer_maps import last_layer_map, skip_layer_map, uniform_layer_map
 from modeling_spikebert.distillation.losses import (
     embedding_loss,
     firing_rate_loss,
     hidden_state_loss,
     logit_loss,
 )
-from modeling_spikebert.distillation.projections import uniform_layer_map
 
 B, L, D, C = 3, 5, 8, 4
 MASK = mask_of(5, 2, 1)
@@ -293,6 +293,21 @@ def test_layer_map_is_even_and_ends_at_the_last_layer():
 )
 def test_layer_map_examples(student, teacher, expected):
     assert uniform_layer_map(student, teacher) == expected
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "last", "skip"),
+    [
+        (6, 12, [7, 8, 9, 10, 11, 12], [2, 4, 6, 8, 10, 12]),
+        (5, 12, [8, 9, 10, 11, 12], [2, 4, 6, 8, 10]),
+        (2, 2, [1, 2], [1, 2]),
+        (4, 2, [1, 1, 1, 2], [1, 2, 2, 2]),
+        (1, 6, [6], [6]),
+    ],
+)
+def test_layer_maps_last_and_skip(student, teacher, last, skip):
+    assert last_layer_map(student, teacher) == last
+    assert skip_layer_map(student, teacher) == skip
 
 
 def test_the_published_layer_map_misses_the_last_layer():

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .layer_maps import LAYER_MAPS
+
 
 @dataclass
 class DistillationTrainingArguments(TrainingArguments):
@@ -40,28 +42,54 @@ class DistillationTrainingArguments(TrainingArguments):
         default=0.05,
         metadata={"help": "Firing rate, in spikes per neuron and time step, up to which nothing is penalised."},
     )
-    temperature: float = field(default=1.0, metadata={"help": "Softens the logits of both models. Published: 1."})
-    layer_map: list[int] | None = field(
-        default=None,
+    attention_relation_weight: float = field(
+        default=0.0,
         metadata={
-            "help": "The teacher's layer (1 is its first, the last must be its last) for each layer of the student. "
-            "By default evenly spread."
+            "help": "Weight of the attention-relation loss: how keys relate to keys and values to values in the last "
+            "layer (MiniLM). It needs no projection, whatever the widths. Published: none."
+        },
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Softens the logits of both models. Published: 1."})
+    layer_map: list[int] | str | None = field(  # None is there for HfArgumentParser: it then takes a string
+        default="uniform",
+        metadata={
+            "help": "The teacher's layer for each layer of the student: 'uniform' (evenly spread, ends at the last), "
+            "'last' (the last ones), 'skip' (every k-th from the bottom), or layers counted from 1 that end at the "
+            "teacher's last, such as 2,4,6."
         },
     )
     initial_projections: str | None = field(
         default=None,
         metadata={"help": "Folder of the stage-1 student, to go on with the projections that it was trained with."},
     )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps the teacher's outputs for the training set: the teacher then runs once, and not "
+            "in each step. Takes 2 bytes for each token, mapped layer and unit of the teacher's width."
+        },
+    )
+    non_finite: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do when a loss or gradient is not finite: 'stop' with an error that names the last "
+            "checkpoint, or 'skip' the step and count it in the log (skipped_steps)."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stage not in ("general", "task"):
             raise ValueError(f"stage must be 'general' or 'task', got {self.stage!r}.")
+        if self.non_finite not in ("stop", "skip"):
+            raise ValueError(f"non_finite must be 'stop' or 'skip', got {self.non_finite!r}.")
+        self.layer_map = _layers(self.layer_map)
         for name in (
             "hidden_state_weight",
             "embedding_weight",
             "logit_weight",
             "cross_entropy_weight",
+            "attention_relation_weight",
             "firing_rate_weight",
             "target_firing_rate",
         ):
@@ -78,4 +106,19 @@ class DistillationTrainingArguments(TrainingArguments):
         weights = {"hidden_states": self.hidden_state_weight, "embeddings": self.embedding_weight}
         if self.stage == "task":
             weights |= {"logits": self.logit_weight, "cross_entropy": self.cross_entropy_weight}
-        return weights | {"firing_rate": self.firing_rate_weight}
+        return weights | {
+            "attention_relations": self.attention_relation_weight,
+            "firing_rate": self.firing_rate_weight,
+        }
+
+
+def _layers(layer_map: list[int] | str | None) -> list[int] | str:
+    """A name, or the layers that a command line has as `2,4,6`."""
+    if layer_map is None or isinstance(layer_map, list) or layer_map in LAYER_MAPS:
+        return layer_map or "uniform"
+    try:
+        return [int(layer) for layer in layer_map.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"layer_map must be one of {sorted(LAYER_MAPS)} or layers such as 2,4,6, got {layer_map!r}."
+        ) from None

@@ -5,15 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .relations import student_keys_and_values
+
 ATTRIBUTE = "distillation_projections"
-
-
-def uniform_layer_map(num_student_layers: int, num_teacher_layers: int) -> list[int]:
-    """The teacher's layer for each student layer, counted from 1, evenly spread and ending at the teacher's last.
-
-    The published choice, every `12 // depth`-th layer from the first, never reaches the last one at depth 6.
-    """
-    return [max(1, round(i * num_teacher_layers / num_student_layers)) for i in range(1, num_student_layers + 1)]
 
 
 class FeatureProjections(nn.Module):
@@ -37,19 +31,30 @@ class FeatureProjections(nn.Module):
         self.embeddings = (
             nn.Identity() if student_size == embedding_size else nn.Linear(student_size, embedding_size, bias=False)
         )
-        self._handle: Any = None
+        self._handles: list[Any] = []
+        self._keys_and_values: list[Tensor] | None = None
 
-    def attach(self, student: PreTrainedModel) -> None:
+    def attach(self, student: PreTrainedModel, relations: bool = False) -> None:
+        """Joins the student.
+
+        Args:
+            student: whose outputs then have `projected_states` where `output_projections` asks for them.
+            relations: whether they have `keys_and_values` of the last block, too (see `student_keys_and_values`).
+        """
         previous = getattr(student, ATTRIBUTE, None)
         if previous is not None:
             previous.detach(student)
         self.to(student.device, student.dtype)
         setattr(student, ATTRIBUTE, self)
         student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) | self._saved_names()
-        self._handle = student.register_forward_hook(self._project, with_kwargs=True)
+        self._handles = [student.register_forward_hook(self._project, with_kwargs=True)]
+        if relations:
+            base: Any = student.base_model
+            self._handles.append(base.encoder.layer[-1].register_forward_hook(self._keep_keys_and_values))
 
     def detach(self, student: PreTrainedModel) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         delattr(student, ATTRIBUTE)
         student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) - self._saved_names()
 
@@ -61,7 +66,13 @@ class FeatureProjections(nn.Module):
             word_embeddings = student.get_input_embeddings()(kwargs["input_ids"])
             # A plain dict: DDP takes outputs apart and rebuilds them, and a ModelOutput refuses further fields there.
             outputs = {**outputs, "projected_states": self(outputs.hidden_states[1:], word_embeddings)}
+            if self._keys_and_values is not None:
+                outputs["keys_and_values"] = tuple(self._keys_and_values)
+        self._keys_and_values = None
         return outputs
+
+    def _keep_keys_and_values(self, layer: Any, args: tuple[Any, ...], output: Any) -> None:
+        self._keys_and_values = student_keys_and_values(layer, args)
 
     def forward(self, hidden_states: tuple[Tensor, ...], word_embeddings: Tensor) -> tuple[Tensor, ...]:
         """Projected word embeddings `[B, L, embedding_size]`, then projected states, `[B, L, teacher_size]` each."""

@@ -1,7 +1,9 @@
 """`DistillationTrainer`: both stages of distillation on top of `transformers.Trainer`."""
 
 import inspect
-import os
+import math
+import shutil
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,26 +11,29 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import rotate_checkpoints
 
 from ..hub import CodeFilesCallback, write_model_card
-from ..modeling_spikebert import (
-    SpikeBertForSequenceClassification,
-    SpikeBertModel,
-    SpikeBertPreTrainedModel,
-    check_encoder,
-    classification_losses,
-)
+from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses
 from .arguments import DistillationTrainingArguments
-from .losses import embedding_loss, firing_rate_loss, hidden_state_loss, logit_loss
-from .projections import FeatureProjections, uniform_layer_map
+from .checkpoints import check_checkpoint, last_checkpoint, remove_incomplete, write_manifest
+from .checks import check_label_range, check_models, check_tokenizers, embedding_table
+from .layer_maps import resolve_layer_map
+from .losses import attention_relation_loss, embedding_loss, firing_rate_loss, hidden_state_loss, logit_loss
+from .projections import ATTRIBUTE, FeatureProjections
+from .relations import key_and_value_modules
+from .speed import peak_memory_mb
+from .teachers import LOGITS, STATES, CachedTeacherCollator, Teacher, TeacherOutputs, cached, from_batch
 
 PROJECTIONS_NAME = "projections.safetensors"
+# A training that skips this many steps one after the other does not recover by skipping.
+MOST_SKIPPED_STEPS = 50
 
 
 class DistillationTrainer(Trainer):
-    """Trains a SpikeBERT student from a BERT-like teacher.
+    """Trains a SpikeBERT student from an encoder as teacher.
 
     Stage "general" takes unlabelled, tokenised text and a `SpikeBertModel`; stage "task" takes labelled text, a teacher
     fine-tuned on the same task and a `SpikeBertForSequenceClassification`. The teacher is never trained, saved or put
@@ -68,11 +73,18 @@ class DistillationTrainer(Trainer):
         check_tokenizers(teacher, kwargs.get("processing_class"), teacher_tokenizer)
         if args.n_gpu > 1:
             raise ValueError("DataParallel is not supported: start one process for each GPU with `accelerate launch`.")
-        self.layer_map = check_layer_map(
+        self.layer_map = resolve_layer_map(
             args.layer_map, model.config.num_hidden_layers, teacher.config.num_hidden_layers
         )
         if args.stage == "task":
             check_label_range(model, kwargs.get("train_dataset"))
+        relations = args.attention_relation_weight > 0
+        if relations:
+            key_and_value_modules(teacher)
+        loading: Any = args.accelerator_config
+        if isinstance(kwargs.get("train_dataset"), IterableDataset) and loading.dispatch_batches is None:
+            # Each process reads the stream and takes its share; sending batches around needs them of equal lengths.
+            loading.dispatch_batches = False
 
         super().__init__(model=model, args=args, **kwargs)
         self.projections = FeatureProjections(  # here, because the Trainer has set the seed
@@ -80,21 +92,41 @@ class DistillationTrainer(Trainer):
         )
         if args.initial_projections is not None:
             self._load_projections(args.initial_projections)
-        self.projections.attach(model)
+        self.projections.attach(model, relations)
         self.student = model
         # What the model card says beside what the trainer knows: keyword arguments of `create_model_card`.
         self.card_options: dict[str, Any] = {}
         self.add_callback(CodeFilesCallback())
         if args.stage == "general":  # evaluation is the loss alone
-            self.label_names: list[str] = []
+            self.label_names: list[str] | None = []
             self.can_return_loss = True
             self.args.prediction_loss_only = True
 
         self.teacher = teacher.requires_grad_(False).eval().to(self.accelerator.device)
-        self._teacher_inputs = set(inspect.signature(teacher.forward).parameters) - {"labels"}
+        self._run_teacher = Teacher(self.teacher, self.layer_map, relations)
+        self._relation_heads = math.gcd(model.config.num_attention_heads, teacher.config.num_attention_heads)
         self._teacher_variance = embedding_table(teacher).var()
+        if args.teacher_cache is not None:
+            self._cache_teacher(Path(args.teacher_cache))
         # By mode and name: sum over sentences, and their number. Kept on the device until they are logged.
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self._skipped_in_a_row = 0
+        # From here the seconds of training are counted; it moves on by what evaluations and checkpoints take.
+        self._clock = self._clock_of_run = time.perf_counter()
+
+    def _cache_teacher(self, folder: Path) -> None:
+        batch_size = self.args.per_device_eval_batch_size
+        with self.args.main_process_first(desc="running the teacher"), self.accelerator.autocast():
+            self.train_dataset = cached(self.train_dataset, self._run_teacher, self.data_collator, batch_size, folder)
+        num_states = len(self.layer_map) + (2 if self._run_teacher.relations else 0)
+        self.data_collator = CachedTeacherCollator(self.data_collator, num_states)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = [*(self._signature_columns or []), STATES, LOGITS]
+        self._signature_columns = columns
+
+    # The loss
 
     def compute_loss(
         self,
@@ -103,81 +135,108 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        labels = inputs.get("labels")
-        student_inputs = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(
-            **student_inputs,
+            **{name: value for name, value in inputs.items() if name not in ("labels", STATES, LOGITS)},
             output_hidden_states=True,
             output_firing_rates=True,
             output_projections=True,
             return_dict=True,
         )
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher_outputs = self.teacher(
-                **{name: value for name, value in inputs.items() if name in self._teacher_inputs},
-                output_hidden_states=True,
-            )
-        losses = self._losses(outputs, teacher_outputs, inputs, labels)
+        targets = from_batch(inputs)
+        if targets is None:
+            with self.accelerator.autocast():
+                targets = self._run_teacher(inputs)
+        losses = self._losses(outputs, targets, inputs)
         weights = self.args.loss_weights
         total = sum(weights[name] * value for name, value in losses.items())  # [B]
         assert isinstance(total, Tensor)
-        self._check_finite(total, losses)
-        firing_rate = torch.cat(outputs["firing_rates"], dim=-1).mean(-1)  # [B], over the signals of all blocks
-        self._add_to_log({f"loss_{name}": value for name, value in losses.items()} | {"firing_rate": firing_rate})
+        finite = torch.isfinite(total)
+        if not finite.all() and (self.args.non_finite == "stop" or not model.training):
+            raise self._not_finite(", ".join(f"{name} {v.mean().item():.4g}" for name, v in losses.items()))
+        self._add_to_log(losses, outputs["firing_rates"], inputs, finite)
 
         # The Trainer averages gradients over processes, num_items_in_batch counts the sentences of all of them.
         count = len(total) if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
         loss = total.sum() / count
         return (loss, {"logits": outputs.get("logits")}) if return_outputs else loss
 
-    def _losses(self, outputs: Any, teacher_outputs: Any, inputs: dict[str, Any], labels: Any) -> dict[str, Tensor]:
+    def _losses(self, outputs: Any, targets: TeacherOutputs, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """The losses of the stage that have a weight, `[B]` each."""
         weights = self.args.loss_weights
-        ids = inputs["input_ids"]
+        ids, labels = inputs["input_ids"], inputs.get("labels")
         token_mask = inputs.get("attention_mask", torch.ones_like(ids))
         word_embeddings, *states = outputs["projected_states"]
+        count = len(self.layer_map)
         losses = {}
         if weights["hidden_states"]:
-            targets = [teacher_outputs.hidden_states[layer] for layer in self.layer_map]
-            losses["hidden_states"] = hidden_state_loss(states, targets, token_mask)
+            losses["hidden_states"] = hidden_state_loss(states, targets.states[:count], token_mask)
         if weights["embeddings"]:
-            targets = self.teacher.get_input_embeddings()(ids)
-            losses["embeddings"] = embedding_loss(word_embeddings, targets, token_mask, self._teacher_variance)
+            embeddings = self.teacher.get_input_embeddings()(ids)
+            losses["embeddings"] = embedding_loss(word_embeddings, embeddings, token_mask, self._teacher_variance)
         if weights.get("cross_entropy"):  # first: the labels may fill in the problem type
             if labels is None:
                 raise ValueError("The batch has no labels. Add them, or set cross_entropy_weight=0.")
+            assert targets.logits is not None
+            labels = labelled_by_teacher(labels, targets.logits)
             losses["cross_entropy"] = (
                 classification_losses(outputs["logits"], labels, self.student.config).reshape(len(ids), -1).mean(1)
             )
         if weights.get("logits"):
+            assert targets.logits is not None
             losses["logits"] = logit_loss(
-                outputs["logits"], teacher_outputs.logits, self.args.temperature, self.student.config.problem_type
+                outputs["logits"], targets.logits, self.args.temperature, self.student.config.problem_type
+            )
+        if weights["attention_relations"]:
+            losses["attention_relations"] = attention_relation_loss(
+                outputs["keys_and_values"], targets.states[count:], token_mask, self._relation_heads
             )
         if weights["firing_rate"]:
             losses["firing_rate"] = firing_rate_loss(outputs["firing_rates"], self.args.target_firing_rate)
         return losses
 
-    def _check_finite(self, total: Tensor, losses: dict[str, Tensor]) -> None:
-        if torch.isfinite(total).all():
-            return
-        folder = str(self.args.output_dir)
-        checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        raise FloatingPointError(
-            f"The loss is not finite at step {self.state.global_step} of stage {self.args.stage!r}: "
-            + ", ".join(f"{name} {value.mean().item():.4g}" for name, value in losses.items())
-            + f". Last checkpoint: {checkpoint or 'none yet'}. Lower the learning rate (now {self.args.learning_rate}) "
-            "or train in a wider number format, and resume from it or an earlier one."
+    # What is not finite
+
+    def _not_finite(self, what: str) -> FloatingPointError:
+        checkpoint = last_checkpoint(Path(str(self.args.output_dir)))
+        return FloatingPointError(
+            f"The loss is not finite at step {self.state.global_step} of stage {self.args.stage!r}: {what}. Last "
+            f"checkpoint: {checkpoint or 'none yet'}. Lower the learning rate (now {self.args.learning_rate}) or train "
+            "in a wider number format, and resume from it or an earlier one."
         )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called once before each step of the optimiser, with gradients that all processes share."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if math.isfinite(float(grad_norm)):
+            self._skipped_in_a_row = 0
+            return grad_norm
+        if self.args.non_finite == "stop":
+            raise self._not_finite(f"the norm of the gradient is {float(grad_norm)}")
+        model.zero_grad()  # the optimiser leaves weights without a gradient alone, and its moments
+        self._sums["train"]["skipped_steps"] += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == MOST_SKIPPED_STEPS:
+            raise self._not_finite(f"{MOST_SKIPPED_STEPS} steps were skipped one after the other")
+        return grad_norm
+
+    # The log
 
     def _mode(self) -> str:
         # Evaluation switches the student to eval mode, not the wrapper (DDP) around it.
         return "train" if self.student.training else "eval"
 
-    def _add_to_log(self, values: dict[str, Tensor]) -> None:
+    def _add_to_log(
+        self, losses: dict[str, Tensor], firing_rates: tuple[Tensor, ...], inputs: dict[str, Any], finite: Tensor
+    ) -> None:
+        per_block = torch.stack([rates.detach().mean(-1) for rates in firing_rates], dim=-1)  # [B, M], over all signals
+        values = {f"loss_{name}": value for name, value in losses.items()}
+        values |= {f"firing_rate_layer_{i}": rate for i, rate in enumerate(per_block.unbind(-1), start=1)}
+        values |= {"firing_rate": per_block.mean(-1)}
         sums = self._sums[self._mode()]
         for name, value in values.items():  # [B] each
-            sums[name] += value.detach().sum()
-        sums["sentences"] += len(values["firing_rate"])
+            sums[name] += value.detach().where(finite, 0.0).sum()
+        sums["sentences"] += finite.sum()
+        sums["tokens"] += inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         output = super().predict(*args, **kwargs)
@@ -185,21 +244,106 @@ class DistillationTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each loss of the stage (unweighted) and the firing rate, means over the sentences since the last log."""
-        sums = self._sums[self._mode()]
-        if sums["sentences"]:
-            names = sorted(set(sums) - {"sentences"})
-            values = torch.stack([torch.as_tensor(sums[name]).float() for name in [*names, "sentences"]])
-            *means, count = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").tolist()
-            prefix = "" if self._mode() == "train" else "eval_"
-            logs |= {f"{prefix}{name}": mean / count for name, mean in zip(names, means, strict=True)}
+        """Adds to the log what happened since the last one.
+
+        Each loss of the stage (unweighted) and firing rates, as means over the sentences of all processes; in training
+        also sentences and tokens a second, the peak of memory, and the seconds that are left.
+        """
+        mode = self._mode()
+        sums = self._sums[mode]
+        if sums:
+            prefix = "" if mode == "train" else "eval_"
+            skipped = sums.pop("skipped_steps", 0)  # the same on all processes
+            names = sorted(sums)
+            values = [torch.as_tensor(sums[name], dtype=torch.float32, device=self.args.device) for name in names]
+            totals: Any = self.accelerator.reduce(torch.stack(values), reduction="sum")
+            total = dict(zip(names, totals.tolist(), strict=True))
+            sentences, tokens = total.pop("sentences"), total.pop("tokens")
+            logs |= {prefix + name: value / max(sentences, 1.0) for name, value in total.items()}
+            if mode == "train":
+                logs |= self._speed(sentences, tokens)
+                if self.args.non_finite == "skip":
+                    logs["skipped_steps"] = skipped
             sums.clear()
         super().log(logs, start_time)
+
+    def _speed(self, sentences: float, tokens: float) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, seconds_of_run = now - self._clock, now - self._clock_of_run
+        self._clock = now
+        done = self.state.global_step - self._initial_global_step
+        return {
+            "samples_per_second": sentences / seconds,
+            "tokens_per_second": tokens / seconds,
+            "peak_memory_mb": peak_memory_mb(self.accelerator.device),
+            "seconds_left": (self.state.max_steps - self.state.global_step) * seconds_of_run / done,
+        }
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        start = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        self._clock += time.perf_counter() - start
+        return metrics
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """The number of sentences in the accumulated batches of all processes; labelled or not."""
         sentences = sum(len(batch["input_ids"]) for batch in batch_samples)
         return self.accelerator.gather(torch.tensor(sentences, device=device)).sum()
+
+    # Training, checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: folder of a checkpoint; or True, or "last", for the last one in `output_dir` that
+                was written to its end, and the beginning where there is none yet.
+            *args, **kwargs: as for `Trainer.train`.
+
+        Raises:
+            ValueError: the checkpoint is damaged or not of this student.
+        """
+        folder = Path(str(self.args.output_dir))
+        if resume_from_checkpoint in (True, "last"):
+            resume_from_checkpoint = str(last_checkpoint(folder) or "") or None
+        if resume_from_checkpoint:
+            check_checkpoint(Path(str(resume_from_checkpoint)), self.student.config)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            remove_incomplete(folder)
+            pairs = ", ".join(f"{i} <- {n}" for i, n in enumerate(self.layer_map, start=1))
+            print(f"Layer map (student <- teacher): {pairs}")
+        self._clock = self._clock_of_run = time.perf_counter()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at the end: the Trainer would do a step more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        start = time.perf_counter()
+        run_dir = Path(self._get_output_dir(trial))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
+        previous = last_checkpoint(run_dir)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go when this one is whole
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_manifest(folder)
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk has many names
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"{folder} could not be written ({error}); its disk has {shutil.disk_usage(run_dir).free / 1e6:.1f} MB "
+                f"free. Last checkpoint: {previous or 'none yet'}; free space and resume from it."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
+        self._clock += time.perf_counter() - start
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call=True)
@@ -207,21 +351,31 @@ class DistillationTrainer(Trainer):
         # Checkpoints are for resuming, and the stage-1 student is for stage 2; a finished student needs no projections.
         # The Trainer names the folder of a checkpoint, but not the output folder that `push_to_hub` saves to.
         is_checkpoint = _internal_call and output_dir is not None
-        if self.args.should_save and (is_checkpoint or self.args.stage == "general"):
-            safetensors.torch.save_file(self.projections.state_dict(), folder / PROJECTIONS_NAME)
+        if is_checkpoint or self.args.stage == "general":
+            weights = self._projection_weights()
+            if self.args.should_save:
+                safetensors.torch.save_file(weights, folder / PROJECTIONS_NAME)
         if self.args.should_save and not _internal_call:
             self._write_model_card(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _projection_weights(self) -> dict[str, Tensor]:
+        if not self.is_fsdp_enabled:
+            return self.projections.state_dict()
+        weights = self.accelerator.get_state_dict(self.model)  # gathered from all processes
+        return {name.removeprefix(f"{ATTRIBUTE}."): w for name, w in weights.items() if name.startswith(ATTRIBUTE)}
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_projections(resume_from_checkpoint)
+        if not self.is_fsdp_enabled:  # its checkpoints hold them with the student
+            self._load_projections(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         assert self.state.best_model_checkpoint is not None
-        self._load_projections(self.state.best_model_checkpoint)
+        if not self.is_fsdp_enabled:
+            self._load_projections(self.state.best_model_checkpoint)
 
     def _load_projections(self, folder: str) -> None:
         file = Path(folder) / PROJECTIONS_NAME
@@ -237,6 +391,8 @@ class DistillationTrainer(Trainer):
         except RuntimeError as error:
             raise ValueError(f"{file} has projections of other layers or widths than this training: {error}") from error
 
+    # The card
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the model card of the student, with the metrics of the last evaluation."""
         if self.is_world_process_zero():
@@ -248,83 +404,10 @@ class DistillationTrainer(Trainer):
         write_model_card(folder, self, **options)
 
 
-def embedding_table(model: PreTrainedModel) -> Tensor:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def check_models(student: PreTrainedModel, teacher: PreTrainedModel, stage: str) -> None:
-    check_encoder(teacher)
-    expected = SpikeBertModel if stage == "general" else SpikeBertForSequenceClassification
-    if type(student).__name__ != expected.__name__:  # by name: remote code brings classes of its own
-        raise ValueError(f"stage={stage!r} trains a {expected.__name__}, got a {type(student).__name__} as student.")
-    vocab_size = embedding_table(teacher).shape[0]
-    if student.config.vocab_size != vocab_size:
-        raise ValueError(
-            f"Student and teacher have different vocabularies: {student.config.vocab_size} and {vocab_size} tokens. "
-            "Build the student with from_teacher(teacher)."
-        )
-    if stage == "general":
-        return
-    if "ForSequenceClassification" not in type(teacher).__name__:
-        raise ValueError(
-            f"stage='task' needs a teacher with a classifier, got {type(teacher).__name__}. Load it with "
-            "AutoModelForSequenceClassification."
-        )
-    if student.config.id2label != teacher.config.id2label:
-        raise ValueError(
-            f"Student and teacher have different labels: {student.config.id2label} and {teacher.config.id2label}. "
-            "Build the student with from_teacher(teacher), or load it with id2label=teacher.config.id2label."
-        )
-
-
-def check_label_range(student: PreTrainedModel, dataset: Any) -> None:
-    """Refuses class ids outside the classifier before training; on an accelerator the model cannot check them."""
-    columns = getattr(dataset, "column_names", None) or []
-    num_labels = len(student.config.id2label or {})
-    one_label = student.config.problem_type in (None, "single_label_classification") and num_labels > 1
-    if not one_label or "labels" not in columns or not hasattr(dataset, "__len__"):
-        return
-    for row, label in enumerate(dataset["labels"]):
-        if isinstance(label, int) and label != -100 and not 0 <= label < num_labels:
-            raise ValueError(f"Row {row + 1} has the label {label}, but the student has {num_labels} labels (from 0).")
-
-
-def check_tokenizers(
-    teacher: PreTrainedModel, tokenizer: Any, teacher_tokenizer: PreTrainedTokenizerBase | None
-) -> None:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        return
-    vocab_size = embedding_table(teacher).shape[0]
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, but the teacher has {vocab_size} word embeddings. Use the "
-            "tokenizer of the teacher."
-        )
-    if teacher_tokenizer is None:
-        return
-    ours, theirs = tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    for token in sorted(ours.keys() | theirs.keys()):
-        if ours.get(token) != theirs.get(token):
-            raise ValueError(
-                f"Tokenizer and teacher's tokenizer differ: {token!r} is {ours.get(token)} and {theirs.get(token)}. "
-                "Use the tokenizer of the teacher."
-            )
-
-
-def check_layer_map(layer_map: list[int] | None, num_student_layers: int, num_teacher_layers: int) -> list[int]:
-    if layer_map is None:
-        return uniform_layer_map(num_student_layers, num_teacher_layers)
-    if len(layer_map) != num_student_layers:
-        raise ValueError(
-            f"layer_map has {len(layer_map)} entries, but the student has {num_student_layers} layers. Leave it out "
-            "for an even spread."
-        )
-    if not all(1 <= layer <= num_teacher_layers for layer in layer_map):
-        raise ValueError(
-            f"layer_map must lie between 1 and {num_teacher_layers}, the teacher's depth, got {layer_map}."
-        )
-    if layer_map[-1] != num_teacher_layers:
-        raise ValueError(f"layer_map must end at the teacher's last layer, {num_teacher_layers}, got {layer_map}.")
-    return layer_map
+def labelled_by_teacher(labels: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Labels of which those that are missing (class -100, or no number) are the teacher's predictions."""
+    if labels.is_floating_point():
+        return torch.where(labels.isnan(), teacher_logits.view_as(labels).to(labels.dtype), labels)
+    if labels.dim() > 1:  # several labels for a sentence
+        return labels
+    return torch.where(labels == -100, teacher_logits.argmax(-1), labels)

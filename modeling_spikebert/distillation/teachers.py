@@ -1,0 +1,152 @@
+"""What the teacher says of a batch: computed in each step, or once for a data set that stays the same."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Sequence, Value
+from datasets.fingerprint import Hasher
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .relations import recorded_keys_and_values
+
+STATES, LOGITS = "teacher_states", "teacher_logits"
+STATE_DTYPE = np.float16  # of stored states: they are targets, 0.0005 of their size is no loss
+ROWS_SORTED_TOGETHER = 1024
+
+
+@dataclass
+class TeacherOutputs:
+    """Targets of a batch.
+
+    Args:
+        states: `K` tensors `[B, L, D]`: hidden states of the layers that teach, and behind them keys and values of the
+            last layer where they are asked for.
+        logits: `[B, C]`, if it has a classifier.
+    """
+
+    states: list[Tensor]
+    logits: Tensor | None
+
+
+class Teacher:
+    """Runs a teacher without gradients and keeps what the losses need.
+
+    Args:
+        model: a frozen encoder, with or without classifier.
+        layers: whose hidden states are kept, counted from 1.
+        relations: whether keys and values of the last layer are kept, too.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: list[int], relations: bool):
+        self.model, self.layers, self.relations = model, layers, relations
+        self.input_names = set(inspect.signature(model.forward).parameters) - {"labels"}
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Any]) -> TeacherOutputs:
+        recorded: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if self.relations:
+            recorded = recorded_keys_and_values(self.model)
+        with recorded as keys_and_values:
+            outputs = self.model(
+                **{name: value for name, value in inputs.items() if name in self.input_names},
+                output_hidden_states=True,
+            )
+        states = [outputs.hidden_states[layer] for layer in self.layers]
+        return TeacherOutputs([*states, *keys_and_values], outputs.get("logits"))
+
+
+def cached(
+    dataset: Dataset, teacher: Teacher, collator: Callable[[list[dict[str, Any]]], Any], batch_size: int, folder: Path
+) -> Dataset:
+    """Adds what the teacher says of each row, computed once and kept in `folder` under a fingerprint of both.
+
+    Args:
+        dataset: tokenised rows.
+        teacher: on the device that it is to run on.
+        collator: makes a batch of rows.
+        batch_size: sentences in one call of the teacher.
+        folder: takes a file of about `2 * K * D` bytes for each token.
+
+    Raises:
+        ValueError: the data set is a stream.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"teacher_cache needs a data set of fixed rows, got {type(dataset).__name__}. Leave it out for a stream."
+        )
+
+    def add(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        names = [name for name in rows if name in teacher.input_names]
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)  # little padding
+        states: list[Any] = [None] * len(order)
+        logits: list[Any] = [None] * len(order)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = collator([{name: rows[name][i] for name in names} for i in chosen])
+            outputs = teacher({name: value.to(teacher.model.device) for name, value in batch.items()})
+            stacked, mask = torch.stack(outputs.states, dim=2).cpu(), batch["attention_mask"].bool()  # [B, L, K, D]
+            for place, i in enumerate(chosen):
+                states[i] = stacked[place, mask[place]].float().numpy().astype(STATE_DTYPE).tobytes()  # no padding
+                logits[i] = [] if outputs.logits is None else outputs.logits[place].float().tolist()
+        return {STATES: states, LOGITS: logits}
+
+    features = Features({**dataset.features, STATES: Value("binary"), LOGITS: Sequence(Value("float32"))})
+    digest = hashlib.sha256()
+    for name, weight in sorted(teacher.model.state_dict().items()):
+        digest.update(name.encode() + weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    key = (dataset._fingerprint, digest.hexdigest(), teacher.layers, teacher.relations, str(teacher.model.config))
+    fingerprint = Hasher.hash(key)
+    folder.mkdir(parents=True, exist_ok=True)
+    return dataset.map(
+        add,
+        batched=True,
+        batch_size=ROWS_SORTED_TOGETHER,
+        writer_batch_size=ROWS_SORTED_TOGETHER,
+        features=features,
+        cache_file_name=str(folder / f"teacher-{fingerprint}.arrow"),
+        new_fingerprint=fingerprint,
+        desc="Running the teacher",
+    )
+
+
+@dataclass
+class CachedTeacherCollator:
+    """Makes a batch of rows from `cached`: what `collator` makes, and the teacher's outputs with padding.
+
+    Args:
+        collator: of the other columns.
+        num_states: `K` of `TeacherOutputs`.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], Any]
+    num_states: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        rows = [dict(row) for row in rows]
+        if STATES not in rows[0]:  # evaluation
+            return self.collator(rows)
+        states = [np.frombuffer(row.pop(STATES), STATE_DTYPE) for row in rows]
+        logits = [row.pop(LOGITS) for row in rows]
+        batch = self.collator(rows)
+        mask = batch["attention_mask"].bool()  # [B, L]
+        width = len(states[0]) // (int(mask[0].sum()) * self.num_states)
+        padded = torch.zeros(*mask.shape, self.num_states, width)
+        padded[mask] = torch.from_numpy(np.concatenate(states).astype(np.float32)).view(-1, self.num_states, width)
+        batch[STATES] = padded
+        if logits[0]:
+            batch[LOGITS] = torch.tensor(logits)
+        return batch
+
+
+def from_batch(inputs: Mapping[str, Any]) -> TeacherOutputs | None:
+    """The teacher's outputs that a batch brings with it, or None."""
+    return TeacherOutputs(list(inputs[STATES].unbind(2)), inputs.get(LOGITS)) if STATES in inputs else None

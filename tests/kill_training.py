@@ -1,0 +1,101 @@
+"""Kills a training at random moments, lets it resume, and compares its end with that of an undisturbed one.
+
+    python tests/kill_training.py --stage task --kills 20 --folder /tmp/kills
+
+Each run is a process of its own, forked after the imports, so that a kill (SIGKILL) costs milliseconds. The training
+saves a checkpoint after each step, so that many kills fall into a save. Prints what happened; fails if a weight of the
+student or of the projections differs by a bit, or if a checkpoint was taken that was not whole.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tiny_training import make_trainer, stage_models
+from transformers import TrainerCallback
+
+from modeling_spikebert.distillation.checkpoints import check_checkpoint, checkpoints, last_checkpoint
+
+FILES = ("model.safetensors", "projections.safetensors")
+
+
+class Announce(TrainerCallback):
+    def __init__(self, started: multiprocessing.Event):
+        self.started = started
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started.set()
+
+
+def train(folder: Path, stage: str, steps: int, started: multiprocessing.Event) -> None:
+    """One run: from the last whole checkpoint, or from the beginning, to the end."""
+    torch.set_num_threads(1)
+    os.setsid()
+    with open(os.devnull, "w") as silence:
+        os.dup2(silence.fileno(), 1)
+        os.dup2(silence.fileno(), 2)
+    options = {"max_steps": steps, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    # Dropout: the state of the random numbers has to come back, too.
+    models = stage_models(stage, hidden_dropout_prob=0.1)
+    trainer = make_trainer(folder, stage, models, {"callbacks": [Announce(started)]}, **options)
+    trainer.train(resume_from_checkpoint="last")
+
+
+def run(folder: Path, stage: str, steps: int, kill_after: float | None = None) -> float | None:
+    """The seconds that it trained, or None if it was killed `kill_after` seconds after it began."""
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    process = context.Process(target=train, args=(folder, stage, steps, started))
+    process.start()
+    assert started.wait(60), "the run did not begin"
+    start = time.perf_counter()
+    process.join(kill_after)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), f"the run ended with {process.exitcode}"
+    return time.perf_counter() - start if process.exitcode == 0 else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=["general", "task"], required=True)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    steps = 4 * args.kills
+    moments = random.Random(args.seed)
+
+    seconds = run(args.folder / "whole", args.stage, steps)
+    assert seconds is not None
+    longest = seconds / args.kills  # so that the training does not end before the last kill
+    folder, kills, half_written, student = args.folder / "killed", 0, 0, stage_models(args.stage)[0]
+    config = type(student.config)(**(student.config.to_dict() | {"hidden_dropout_prob": 0.1}))
+    while kills < args.kills:
+        ended = run(folder, args.stage, steps, moments.uniform(0, longest))
+        assert ended is None, "the training ended before all kills"
+        kills += 1
+        last = last_checkpoint(folder)
+        half_written += len([path for path in checkpoints(folder) if not (path / "manifest.json").is_file()])
+        if last is not None:
+            check_checkpoint(last, config)
+        print(f"kill {kills}: last whole checkpoint {re.sub('.*-', '', last.name) if last else 'none'}", flush=True)
+    assert run(folder, args.stage, steps) is not None
+    for name in FILES:
+        whole, killed = (load_file(path / f"checkpoint-{steps}" / name) for path in (args.folder / "whole", folder))
+        assert whole.keys() == killed.keys()
+        differing = [key for key, weight in whole.items() if not torch.equal(weight, killed[key])]
+        assert not differing, f"{name} differs in {differing}"
+    print(f"stage {args.stage}: {kills} kills, {half_written} half-written checkpoints, the same weights to the bit")
+
+
+if __name__ == "__main__":
+    main()
