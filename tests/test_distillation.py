@@ -33,16 +33,24 @@ from tiny_training import (
 )
 from torch import Tensor, nn
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     AutoModel,
     AutoModelForSequenceClassification,
     BertModel,
     BertTokenizerFast,
+    DebertaV2Config,
+    DebertaV2Model,
     DistilBertConfig,
     DistilBertModel,
     ElectraConfig,
     ElectraModel,
     GPT2Config,
     GPT2Model,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     RobertaConfig,
     RobertaModel,
     T5Config,
@@ -63,6 +71,7 @@ from modeling_spikebert.distillation import PROJECTIONS_NAME
 
 stages = pytest.mark.parametrize("stage", ["general", "task"])
 sizes = pytest.mark.parametrize("sizes", [{}, OTHER_SIZES], ids=["same_size", "other_size"])
+MODERN = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
 LOSSES = {
     "general": {"hidden_states": 1.0, "embeddings": 0.1},
     "task": {"hidden_states": 1.0, "embeddings": 0.1, "logits": 1.0, "cross_entropy": 0.1},
@@ -170,19 +179,33 @@ def test_reference_mode_is_taught_too(tmp_path):
         ),
         (ElectraConfig(**(BERT_SIZES | {"embedding_size": 32})), ElectraModel),
         (ElectraConfig(**(BERT_SIZES | {"embedding_size": 24})), ElectraModel),
+        (ModernBertConfig(**(BERT_SIZES | MODERN)), ModernBertModel),
+        (DebertaV2Config(**BERT_SIZES), DebertaV2Model),
+        (AlbertConfig(**(BERT_SIZES | {"embedding_size": 24})), AlbertModel),
+        (MPNetConfig(**BERT_SIZES), MPNetModel),
     ],
-    ids=["roberta", "distilbert", "electra", "electra_with_narrow_embeddings"],
+    ids=[
+        "roberta",
+        "distilbert",
+        "electra",
+        "electra_with_narrow_embeddings",
+        "modernbert",
+        "deberta",
+        "albert",
+        "mpnet",
+    ],
 )
 def test_other_encoders_teach(tmp_path, config, cls):
     torch.manual_seed(1)
     teacher = cls(config)
-    student = tiny_student(SpikeBertModel, teacher)
-    trainer = make_trainer(tmp_path, "general", (student, teacher))
+    student = tiny_student(SpikeBertModel, teacher, max_position_embeddings=16)
+    trainer = make_trainer(tmp_path, "general", (student, teacher), attention_relation_weight=1.0)
     before = weights_of(trainer.model)
     trainer.train()
     logged = trainer.state.log_history[0]
     assert logged["loss_hidden_states"] > 0.1
     assert logged["loss_embeddings"] > 0.1
+    assert logged["loss_attention_relations"] > 0.001
     assert not [name for name, weight in weights_of(trainer.model).items() if torch.equal(weight, before[name])]
 
 
@@ -751,6 +774,17 @@ def test_layer_map_that_does_not_fit(tmp_path, layer_map, message):
     refuse(message, tmp_path, "general", stage_models("general"), layer_map=layer_map)
 
 
+@pytest.mark.parametrize(
+    ("layer_map", "expected"),
+    [("uniform", [2]), ("last", [2]), ("skip", [2]), (None, [2]), ("2", [2]), ([2], [2])],
+)
+def test_layer_map_by_name_or_by_layers_is_printed(tmp_path, capsys, layer_map, expected):
+    trainer = make_trainer(tmp_path, "general", stage_models("general", num_hidden_layers=1), layer_map=layer_map)
+    assert trainer.layer_map == expected
+    trainer.train()
+    assert capsys.readouterr().out.startswith("Layer map (student <- teacher): 1 <- 2\n")
+
+
 def test_layer_map_chooses_the_targets(tmp_path):
     student, teacher = stage_models("general", num_hidden_layers=1)
     trainer = make_trainer(tmp_path, "general", (student, teacher), layer_map=[2])
@@ -766,6 +800,10 @@ def test_layer_map_chooses_the_targets(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"layer_map": "middle"}, r"one of \['last', 'skip', 'uniform'\] or layers such as 2,4,6, got 'middle'"),
+        ({"layer_map": "2,x"}, "or layers such as 2,4,6, got '2,x'"),
+        ({"non_finite": "ignore"}, "non_finite must be 'stop' or 'skip', got 'ignore'"),
+        ({"attention_relation_weight": -1.0}, "attention_relation_weight must not be negative"),
         ({"stage": "both"}, "stage must be 'general' or 'task', got 'both'"),
         ({"hidden_state_weight": -1.0}, "hidden_state_weight must not be negative, got -1.0"),
         ({"embedding_weight": -0.1}, "embedding_weight must not be negative"),

@@ -1,0 +1,221 @@
+"""What a training does with numbers that are not finite and rows without labels, and what it reports."""
+
+import math
+import re
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import make_trainer, stage_models, stage_text, tiny_text, weights_of
+from transformers import TrainerCallback
+
+from modeling_spikebert.distillation import trainer as trainer_module
+
+stages = pytest.mark.parametrize("stage", ["general", "task"])
+
+
+class BreakGradient(TrainerCallback):
+    """Makes a gradient infinite at some steps, behind the loss."""
+
+    def __init__(self, *steps: int):
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        def hook(grad: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(grad, math.inf) if state.global_step in self.steps else grad
+
+        if state.global_step == 0:
+            model.get_input_embeddings().weight.register_hook(hook)
+
+
+# Steps that are not finite
+
+
+@stages
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "not_clipped"])
+def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path, stage, max_grad_norm):
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "max_grad_norm": max_grad_norm}
+    trainer = make_trainer(tmp_path, stage, trainer_options={"callbacks": [BreakGradient(1)]}, **options)
+    checkpoint = re.escape(str(tmp_path / "checkpoint-1"))
+    message = rf"not finite at step 1 of stage '{stage}': the norm of the gradient is (inf|nan)\. Last checkpoint: "
+    with pytest.raises(FloatingPointError, match=message + checkpoint):
+        trainer.train()
+    saved = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in saved.values())
+
+
+@stages
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "not_clipped"])
+def test_a_skipped_step_leaves_weights_and_moments_alone(tmp_path, stage, max_grad_norm):
+    class Keep(TrainerCallback):
+        def __init__(self):
+            self.weights = []
+
+        def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
+            moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+            self.weights.append((weights_of(model), moments))
+
+    keep = Keep()
+    trainer = make_trainer(
+        tmp_path,
+        stage,
+        trainer_options={"callbacks": [BreakGradient(1, 2), keep]},
+        max_steps=4,
+        non_finite="skip",
+        max_grad_norm=max_grad_norm,
+    )
+    trainer.train()
+    _, second, third, fourth = keep.weights
+    for weights, moments in (third, fourth):
+        assert all(torch.equal(weight, second[0][name]) for name, weight in weights.items())
+        assert all(torch.equal(moment, before) for moment, before in zip(moments, second[1], strict=True))
+    after = weights_of(trainer.model)
+    assert any(not torch.equal(weight, second[0][name]) for name, weight in after.items())
+    assert [entry["skipped_steps"] for entry in trainer.state.log_history if "loss" in entry] == [0, 1, 1, 0]
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_kept_out_of_the_log(tmp_path):
+    class BreakBatch(TrainerCallback):
+        """Weights that are no numbers, for one step."""
+
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            if state.global_step == 1:
+                self.bias = model.classifier.bias.detach().clone()
+                with torch.no_grad():
+                    model.classifier.bias.fill_(math.nan)
+
+        def on_step_end(self, args, state, control, model, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    model.classifier.bias.copy_(self.bias)
+
+    trainer = make_trainer(
+        tmp_path,
+        "task",
+        trainer_options={"callbacks": [BreakBatch()]},
+        max_steps=4,
+        logging_steps=2,
+        non_finite="skip",
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["skipped_steps"] for entry in logs] == [1, 0]
+    for entry in logs:
+        assert all(math.isfinite(value) for name, value in entry.items() if name not in ("grad_norm", "loss"))
+    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer.model).values())
+
+
+def test_evaluation_does_not_skip(tmp_path):
+    trainer = make_trainer(tmp_path, "task", non_finite="skip")
+    with torch.no_grad():
+        trainer.model.classifier.bias.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="logits nan"):
+        trainer.evaluate()
+
+
+def test_a_training_that_only_skips_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MOST_SKIPPED_STEPS", 3)
+    callbacks = [BreakGradient(*range(1, 20))]
+    trainer = make_trainer(tmp_path, "task", trainer_options={"callbacks": callbacks}, max_steps=9, non_finite="skip")
+    with pytest.raises(FloatingPointError, match=r"at step 3 .*3 steps were skipped one after the other"):
+        trainer.train()
+
+
+# Rows without labels
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "missing", "num_labels"),
+    [("single_label_classification", -100, 3), ("regression", math.nan, 1)],
+)
+def test_a_row_without_label_is_labelled_by_the_teacher(tmp_path, problem_type, missing, num_labels):
+    names = {i: str(i) for i in range(num_labels)}
+    labels = {"problem_type": problem_type, "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    student, teacher = stage_models("task")
+    for name, value in labels.items():
+        setattr(teacher.config, name, value)
+    teacher = type(teacher)(teacher.config).eval()
+    teacher.classifier.bias.data.copy_(torch.arange(num_labels) * 0.3)
+    student = type(student).from_teacher(teacher)
+    options = {"models": (student, teacher), "hidden_state_weight": 0.0, "embedding_weight": 0.0, "logit_weight": 0.0}
+    unlabelled = make_trainer(
+        tmp_path, "task", trainer_options={"eval_dataset": tiny_text(6, labels=lambda i: missing)}, **options
+    )
+    with torch.no_grad():
+        text = tiny_text(6, labels=None)
+        logits = torch.cat([teacher(torch.tensor([ids])).logits for ids in text["input_ids"]])
+    predicted = logits[:, 0].tolist() if num_labels == 1 else logits.argmax(-1).tolist()
+    labelled = make_trainer(
+        tmp_path, "task", trainer_options={"eval_dataset": tiny_text(6, labels=lambda i: predicted[i])}, **options
+    )
+    losses = [trainer.evaluate()["eval_loss_cross_entropy"] for trainer in (unlabelled, labelled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] > 0
+
+
+# What it reports
+
+
+@stages
+def test_speed_memory_and_the_time_that_is_left_are_logged(tmp_path, stage):
+    class Slow(TrainerCallback):
+        """Makes a step take a known time at least."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            time.sleep(0.05)
+
+    trainer = make_trainer(
+        tmp_path, stage, trainer_options={"callbacks": [Slow()]}, max_steps=4, logging_steps=2, eval_strategy="steps"
+    )
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    # 2 steps of 4 sentences, 0.05 s each at least
+    for entry in logs:
+        assert 8 / seconds < entry["samples_per_second"] < 8 / 0.1
+        assert 3 < entry["tokens_per_second"] / entry["samples_per_second"] < 12  # the length of sentences
+        assert entry["peak_memory_mb"] > 50
+    text = stage_text(stage)
+    tokens = sum(entry["tokens_per_second"] / entry["samples_per_second"] * 8 for entry in logs)
+    assert tokens == pytest.approx(sum(len(ids) for ids in text["input_ids"]), rel=1e-5)
+    assert 0.1 < logs[0]["seconds_left"] < seconds
+    assert logs[1]["seconds_left"] == 0
+    assert not any("per_second" in name and "runtime" not in name for name in trainer.evaluate() if "tokens" in name)
+
+
+def test_evaluation_does_not_slow_the_speed_that_is_logged(tmp_path):
+    class SlowEvaluation(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **kwargs):
+            time.sleep(0.5)
+
+    options = {"max_steps": 4, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer(tmp_path, "task", trainer_options={"callbacks": [SlowEvaluation()]}, **options)
+    trainer.train()
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    assert last["samples_per_second"] > 8 / 0.5
+
+
+@stages
+def test_every_loss_and_firing_rate_reaches_tensorboard(tmp_path, stage, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    options = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "attention_relation_weight": 0.1}
+    trainer = make_trainer(tmp_path, stage, report_to="tensorboard", **options)
+    trainer.train()
+    (folder,) = {path.parent for path in (tmp_path / "events").rglob("events.out.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    names = set(events.Tags()["scalars"])
+    values = ["loss", "firing_rate", "firing_rate_layer_1", "firing_rate_layer_2", "loss_hidden_states"]
+    values += ["loss_embeddings", "loss_attention_relations"]
+    values += ["loss_logits", "loss_cross_entropy"] if stage == "task" else []
+    assert {f"train/{name}" for name in values} | {f"eval/{name}" for name in values} <= names
+    assert {"train/samples_per_second", "train/tokens_per_second", "train/peak_memory_mb"} <= names
+    assert {"train/seconds_left", "train/grad_norm", "train/learning_rate"} <= names
+    logged = [entry["loss_embeddings"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [event.value for event in events.Scalars("train/loss_embeddings")] == pytest.approx(logged)
+    mean = [events.Scalars(f"train/firing_rate_layer_{i}")[0].value for i in (1, 2)]
+    assert events.Scalars("train/firing_rate")[0].value == pytest.approx(sum(mean) / 2)
