@@ -128,6 +128,9 @@ def compare_energies(trainer: DistillationTrainer) -> None:
     """Prints what student and teacher cost on a few sentences and puts it into the card, also as `energy.json`."""
     if not trainer.is_world_process_zero():
         return
+    if trainer.is_fsdp_enabled:
+        print("The weights are sharded over processes; `spikebert energy` counts the student that is saved.")
+        return
     dataset: Any = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
     sample = dataset.shuffle(seed=0).select(range(min(NUM_ENERGY_SENTENCES, len(dataset))))
     batches = DataLoader(sample, batch_size=8, collate_fn=trainer.data_collator)

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..hub import CodeFilesCallback, write_model_card
+from ..hub import CodeFilesCallback, save_code_files, write_model_card
 from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses
 from .arguments import DistillationTrainingArguments
 from .checkpoints import check_checkpoint, last_checkpoint, remove_incomplete, write_manifest
@@ -346,8 +346,13 @@ class DistillationTrainer(Trainer):
         self._clock += time.perf_counter() - start
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call=True)
         folder = Path(output_dir or str(self.args.output_dir))
+        cls: Any = type(self.student)
+        if cls.__module__.startswith("torch."):  # FSDP's class of a sharded student: its code would be torch's
+            cls._auto_class = None
+        super().save_model(output_dir, _internal_call=True)
+        if self.args.should_save:
+            save_code_files(self.student, folder)
         # Checkpoints are for resuming, and the stage-1 student is for stage 2; a finished student needs no projections.
         # The Trainer names the folder of a checkpoint, but not the output folder that `push_to_hub` saves to.
         is_checkpoint = _internal_call and output_dir is not None

@@ -1,7 +1,16 @@
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.dynamic_module_utils import custom_object_save
+
+
+def save_code_files(model: PreTrainedModel, folder: str | Path) -> None:
+    """Puts the files that `trust_remote_code` needs into a folder; none for a model of transformers' own."""
+    # FSDP gives a sharded model a class of its own, in a module of torch's.
+    cls = next(cls for cls in type(model).__mro__ if not cls.__module__.startswith("torch."))
+    if getattr(cls, "_auto_class", None) is not None:
+        custom_object_save(object.__new__(cls), folder)
 
 
 class CodeFilesCallback(TrainerCallback):
@@ -19,7 +28,7 @@ class CodeFilesCallback(TrainerCallback):
         model: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        # A model of transformers' own has no `_auto_class`, and its code is not pushed.
-        if args.push_to_hub and state.is_world_process_zero and getattr(model, "_auto_class", None) is not None:
+        if args.push_to_hub and state.is_world_process_zero:
             assert args.output_dir is not None
-            custom_object_save(model, args.output_dir)
+            assert model is not None
+            save_code_files(model, args.output_dir)
