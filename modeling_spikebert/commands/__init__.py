@@ -13,10 +13,20 @@ def _energy(arguments: list[str]) -> None:
     import_module(".energy", __name__).main(arguments)
 
 
+def _convert(arguments: list[str]) -> None:
+    import_module(".convert", __name__).main(arguments)
+
+
+def _augment(arguments: list[str]) -> None:
+    import_module(".augment", __name__).main(arguments)
+
+
 # Name of a command, what it does, and the function that runs it with the remaining arguments.
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "quickstart": ("train a spiking student from a real BERT in two stages, compare and classify", _quickstart),
     "energy": ("count operations and energy of a model on given sentences, beside a BERT", _energy),
+    "augment": ("write changed copies of training text, which the teacher labels in stage 2", _augment),
+    "convert": ("make a folder that loads from a state dict of the published code", _convert),
 }
 
 
