@@ -1,0 +1,96 @@
+"""`spikebert augment`: changed copies of the training text of a task, which the teacher labels in stage 2."""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import ClassLabel, Dataset
+from transformers import HfArgumentParser
+
+from ..data import DataError
+from ..data.augmentation import AugmentationSettings, MaskedLanguageModel, augment
+from ..data.texts import read_table, select_columns
+
+
+@dataclass
+class AugmentArguments:
+    train_file: str = field(
+        metadata={"help": "csv, json lines or parquet file, or name:split on the Hub; nothing else gives words."}
+    )
+    output_file: str = field(metadata={"help": "The parquet file to write."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "The same as --train-file; copies that equal one of its sentences are dropped."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column of the text."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second sentence of pairs."})
+    label_column: str = field(default="label", metadata={"help": "Column of the label."})
+    masked_lm: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name of a masked language model that replaces words; with --p-mlm."},
+    )
+    num_proc: int = field(default=1, metadata={"help": "Processes. The copies do not depend on it."})
+
+    def __post_init__(self) -> None:
+        if self.num_proc < 1:
+            raise ValueError(f"num_proc must be at least 1, got {self.num_proc}.")
+        output = Path(self.output_file)
+        if output.suffix.lower() != ".parquet":
+            raise ValueError(f"{output}: the output is a parquet file. Name it so: {output.with_suffix('.parquet')}.")
+        for source in (self.train_file, self.validation_file):
+            if source is not None and Path(source).resolve() == output.resolve():
+                raise ValueError(f"{output} is read. Choose another --output-file.")
+        if not output.parent.is_dir():
+            raise ValueError(f"{output.parent}: no such folder. Make it first.")
+
+
+def main(arguments: list[str]) -> None:
+    parser = HfArgumentParser(
+        cast(Any, (AugmentArguments, AugmentationSettings)), prog="spikebert augment", description=__doc__
+    )
+    try:
+        run(*parser.parse_args_into_dataclasses(arguments))
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"spikebert augment: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nspikebert augment: interrupted; nothing was written.")
+
+
+def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
+    """Reads, makes copies, writes the file and prints what is in it."""
+    train = _read(args.train_file, args, {"label": args.label_column})
+    _check_labels(train, args)
+    validation = None if args.validation_file is None else _read(args.validation_file, args, {})
+    masked_lm = None if args.masked_lm is None else MaskedLanguageModel(args.masked_lm)
+    table, dropped = augment(train, settings, args.num_proc, masked_lm, validation)
+
+    partial = Path(f"{args.output_file}.partial")  # so that an interrupted run leaves no half file
+    table.to_parquet(str(partial))
+    partial.replace(args.output_file)
+    counts = Counter(table["kind"])
+    width = max(map(len, counts))
+    print(f"{args.output_file}: {len(table)} rows")
+    for kind, count in counts.most_common():
+        print(f"  {kind:{width}} {count:9}")
+    print(f"Dropped copies: {dropped['duplicates']} duplicates", end="")
+    print("." if validation is None else f", {dropped['validation']} that equal a validation sentence.")
+    return table
+
+
+def _read(source: str, args: AugmentArguments, columns: dict[str, str]) -> Dataset:
+    texts = {"text": args.text_column}
+    if args.text_pair_column is not None:
+        texts["text_pair"] = args.text_pair_column
+    return select_columns(read_table(source, texts.values()), source, texts | columns)
+
+
+def _check_labels(train: Dataset, args: AugmentArguments) -> None:
+    """Refuses rows without label, since a missing label is the mark of a copy; training checks labels fully."""
+    no_label = {None, ""} | ({-1} if isinstance(train.features["label"], ClassLabel) else set())
+    rows = [row for row, label in enumerate(train["label"], start=1) if label in no_label or label != label]
+    if rows:
+        raise DataError(
+            f"{args.train_file}: {len(rows)} rows have no label in {args.label_column!r}, the first is row {rows[0]}. "
+            "Augment the labelled rows only."
+        )
