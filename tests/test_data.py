@@ -1,6 +1,7 @@
 """Reading text for training: what is accepted, and how each kind of bad data is refused."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -8,11 +9,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from helpers import tiny_model
 from tiny_training import tiny_tokenizer
-from transformers import BertTokenizerFast, EvalPrediction
+from transformers import BertTokenizerFast, DataCollatorWithPadding, EvalPrediction
 
+from modeling_spikebert import SpikeBertForSequenceClassification
 from modeling_spikebert.data import (
     DataError,
     LabelledText,
@@ -30,13 +36,11 @@ types = pytest.mark.parametrize("suffix", TYPES)
 
 def write(file: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "label")) -> str:
     """Rows as csv, json lines or parquet, by the file's suffix."""
-    table = Dataset.from_dict({column: [row[i] for row in rows] for i, column in enumerate(columns)})
-    if file.suffix == ".csv":
-        table.to_csv(file)
-    elif file.suffix == ".parquet":
-        table.to_parquet(file)
-    else:
+    if file.suffix.startswith(".json"):
         file.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+        return str(file)
+    table = Dataset.from_dict({column: [row[i] for row in rows] for i, column in enumerate(columns)})
+    table.to_csv(file) if file.suffix == ".csv" else table.to_parquet(file)
     return str(file)
 
 
@@ -63,6 +67,17 @@ def test_string_labels_are_sorted(tmp_path, suffix):
     assert text.label_names == ["bad", "fair", "good"]
     assert text.train.to_dict() == {"text": [row[0] for row in ROWS], "label": [2, 0, 1, 2]}
     assert text.validation.to_dict() == {"text": [row[0] for row in ROWS[:2]], "label": [2, 0]}
+
+
+def test_strings_that_are_integers_are_sorted_by_value(tmp_path):
+    text = labelled(tmp_path, [("one", "10"), ("two", "9"), ("three", " 9 ")])
+    assert text.label_names == ["9", "10"]
+    assert text.train["label"] == [1, 0, 0]
+
+
+def test_labels_of_several_types_are_told_apart(tmp_path):
+    text = labelled(tmp_path, [("one", 10), ("two", "a"), ("three", True), ("four", 2)])
+    assert text.label_names == ["2", "10", "True", "a"]
 
 
 @types
@@ -112,6 +127,208 @@ def test_numbers_as_text_in_a_csv(tmp_path):
     file = tmp_path / "numbers.csv"
     file.write_text("text,label\n12,a\n7,b\n")
     assert load_unlabelled(str(file))["text"] == ["12", "7"]
+
+
+# Sentence pairs
+
+PAIRS = [("it rains", "it is wet", "yes"), ("it snows", "it is hot", "no")]
+PAIR_COLUMNS = ("premise", "hypothesis", "label")
+
+
+@types
+def test_sentence_pairs(tmp_path, suffix):
+    file = write(tmp_path / f"data.{suffix}", PAIRS, PAIR_COLUMNS)
+    text = load_labelled(file, file, "premise", text_pair_column="hypothesis")
+    assert text.train.to_dict() == {
+        "text": ["it rains", "it snows"],
+        "text_pair": ["it is wet", "it is hot"],
+        "label": [1, 0],
+    }
+    assert text.validation.to_dict() == text.train.to_dict()
+
+
+@pytest.mark.parametrize("empty", ["", None, "\u200b"])
+def test_a_row_without_second_sentence_is_named(tmp_path, empty):
+    file = write(tmp_path / "data.jsonl", [*PAIRS, ("alone", empty, "yes")], PAIR_COLUMNS)
+    with refused(r"no text in 'hypothesis' \(row 3\)", file):
+        load_labelled(file, file, "premise", text_pair_column="hypothesis")
+
+
+def test_no_second_column(tmp_path):
+    file = write(tmp_path / "data.csv", PAIRS, PAIR_COLUMNS)
+    with refused("no column 'text_pair'", file, list(PAIR_COLUMNS)):
+        load_labelled(file, file, "premise", text_pair_column="text_pair")
+
+
+def test_numbers_as_second_sentence_in_a_csv(tmp_path):
+    file = tmp_path / "numbers.csv"
+    file.write_text("text,text_pair,label\n12,007,a\n7,NA,b\n")
+    assert load_labelled(str(file), str(file), text_pair_column="text_pair").train["text_pair"] == ["007", "NA"]
+
+
+def test_pairs_are_tokenized_together():
+    pairs = {"text": ["word0 word1"] * 2, "text_pair": ["word2 word3 word4", "word2"], "label": [1, 0]}
+    table = tokenize(Dataset.from_dict(pairs), tiny_tokenizer(), max_length=7)
+    # [CLS] two words [SEP] three words [SEP] are eight: the longer sentence loses one. word0 is token 5.
+    assert table["input_ids"] == [[2, 5, 6, 3, 7, 8, 3], [2, 5, 6, 3, 7, 3]]
+    assert table["token_type_ids"] == [[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+    assert table["labels"] == [1, 0]
+
+
+# Regression
+
+SCORES = [("one", 2.5), ("two", 0.0), ("three", -1.25)]
+
+
+@types
+def test_numbers_to_be_predicted(tmp_path, suffix):
+    text = labelled(tmp_path, SCORES, SCORES[:1], suffix, regression=True)
+    assert text.problem_type == "regression"
+    assert text.train["label"] == [2.5, 0.0, -1.25]
+    assert text.validation["label"] == [2.5]
+    assert text.label_names == []
+    assert text.label_maps == {"problem_type": "regression", "num_labels": 1}
+
+
+def test_integers_to_be_predicted_are_real_numbers(tmp_path):
+    text = labelled(tmp_path, [("one", 1), ("two", 5)], regression=True)
+    assert text.train["label"] == [1.0, 5.0]
+    assert text.train.features["label"].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "", "high", float("nan"), float("inf"), 1e30, [1.0]], ids=lambda wrong: str(wrong) or "empty"
+)
+def test_labels_that_are_no_numbers_are_named(tmp_path, wrong):
+    with refused(r"labels must be numbers of less than 1e\+18, not .* \(row 2\)", tmp_path / "train.jsonl"):
+        labelled(tmp_path, [("one", 1.0), ("two", wrong), ("three", 2.0)], regression=True)
+
+
+def test_one_number_alone(tmp_path):
+    with refused("all rows have the label 3.0; at least two", tmp_path / "train.csv"):
+        labelled(tmp_path, [("a", 3), ("b", 3.0)], suffix="csv", regression=True)
+
+
+def test_real_numbers_are_not_taken_for_classes(tmp_path):
+    file = tmp_path / "data.csv"
+    file.write_text("text,label\none,3\ntwo,3.5\n")
+    with refused(r"not '3.5' \(row 2\).*real numbers are for regression", file):
+        load_labelled(str(file), str(file))
+
+
+def test_regression_goes_from_file_to_loss(tmp_path):
+    text = labelled(tmp_path, [("word1", 2.5), ("word2 word3", -1.0)], regression=True)
+    tokens = tokenize(text.train, tiny_tokenizer(), 8)
+    batch = DataCollatorWithPadding(tiny_tokenizer())([tokens[0], tokens[1]])
+    model = tiny_model(SpikeBertForSequenceClassification, **text.label_maps)
+    with torch.no_grad():
+        outputs = model(**batch)
+    assert batch["labels"].tolist() == [2.5, -1.0]
+    assert outputs.logits.shape == (2, 1)
+    expected = ((outputs.logits[:, 0] - batch["labels"]) ** 2).mean()
+    assert float(outputs.loss) == pytest.approx(float(expected))
+
+
+def test_regression_takes_the_name_of_the_teachers_output(tmp_path):
+    text = match_labels(labelled(tmp_path, SCORES, regression=True), {0: "similarity"})
+    assert text.label_maps == {
+        "problem_type": "regression",
+        "id2label": {0: "similarity"},
+        "label2id": {"similarity": 0},
+    }
+    assert tiny_model(SpikeBertForSequenceClassification, **text.label_maps).config.num_labels == 1
+    assert text.train["label"] == [2.5, 0.0, -1.25]
+
+
+def test_regression_needs_a_teacher_with_one_output(tmp_path):
+    with refused("Fine-tune a teacher with one output", ["bad", "good"]):
+        match_labels(labelled(tmp_path, SCORES, regression=True), {0: "bad", 1: "good"})
+
+
+# Augmented copies, which a teacher labels
+
+COPIES = [("one", 1, "original"), ("[MASK]", None, "mask"), ("two", 0, "original"), ("few", 0, "ngram")]
+COPY_COLUMNS = ("text", "label", "kind")
+
+
+@types
+def test_copies_may_lack_a_label(tmp_path, suffix):
+    train = write(tmp_path / f"train.{suffix}", COPIES, COPY_COLUMNS)
+    text = load_labelled(train, write(tmp_path / "validation.csv", [("three", 1)]))
+    assert text.label_names == ["0", "1"]
+    assert text.train.to_dict() == {"text": ["one", "[MASK]", "two", "few"], "label": [1, -100, 0, 0]}
+    assert text.num_unlabelled == 1
+    assert tokenize(text.train, tiny_tokenizer(), 8)["labels"] == [1, -100, 0, 0]
+
+
+def test_copies_beside_labels_that_pandas_made_floats_of(tmp_path):
+    file = str(tmp_path / "train.parquet")
+    Dataset.from_dict(
+        {"text": ["a", "b", "c"], "label": [10.0, math.nan, 9.0], "kind": ["original", "mask", "mask"]}
+    ).to_parquet(file)
+    text = load_labelled(file, write(tmp_path / "validation.csv", [("d", 10)]))
+    assert text.label_names == ["9", "10"]
+    assert text.train["label"] == [1, -100, 0]
+
+
+def test_copies_beside_class_labels(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "kind": Value("string")})
+    file = str(tmp_path / "train.parquet")
+    rows = {"text": ["a", "b", "c"], "label": [1, None, 0], "kind": ["original", "mask", "original"]}
+    Dataset.from_dict(rows, features=features).to_parquet(file)
+    text = load_labelled(file, write(tmp_path / "validation.csv", [("d", "yes")]))
+    assert text.label_names == ["no", "yes"]
+    assert text.train["label"] == [1, -100, 0]
+
+
+@types
+def test_copies_in_regression_have_no_number(tmp_path, suffix):
+    rows = [("one", 1.5, "original"), ("[MASK]", None, "mask"), ("two", 0.5, "original")]
+    train = write(tmp_path / f"train.{suffix}", rows, COPY_COLUMNS)
+    text = load_labelled(train, write(tmp_path / "validation.csv", [("three", 1)]), regression=True)
+    assert text.num_unlabelled == 1
+    np.testing.assert_array_equal(tokenize(text.train, tiny_tokenizer(), 8)["labels"], [1.5, math.nan, 0.5])
+
+
+@types
+def test_an_original_without_label_is_named(tmp_path, suffix):
+    train = write(tmp_path / f"train.{suffix}", [*COPIES, ("three", None, "original")], COPY_COLUMNS)
+    with refused(r"\(row 5\)", train):
+        load_labelled(train, write(tmp_path / "validation.csv", [("four", 1)]))
+
+
+def test_a_copy_with_a_wrong_label_is_named(tmp_path):
+    rows = [("a", 1.0, "original"), ("b", 0.5, "mask"), ("c", 2.0, "original")]
+    train = write(tmp_path / "train.parquet", rows, COPY_COLUMNS)
+    with refused(r"not 0.5 \(row 2\)", train):
+        load_labelled(train, train)
+
+
+def test_validation_text_has_no_copies_without_label(tmp_path):
+    file = write(tmp_path / "data.parquet", COPIES, COPY_COLUMNS)
+    with refused(r"\(row 2\)", file):
+        load_labelled(write(tmp_path / "train.csv", [("a", 0), ("b", 1)]), file)
+
+
+def test_copies_alone(tmp_path):
+    train = write(tmp_path / "train.jsonl", [("a", None, "mask"), ("b", None, "mask")], COPY_COLUMNS)
+    with refused("all rows have the label None; at least two", train):
+        load_labelled(train, write(tmp_path / "validation.csv", [("c", 1)]))
+
+
+def test_copies_need_a_teacher(tmp_path):
+    train = write(tmp_path / "train.parquet", COPIES, COPY_COLUMNS)
+    text = load_labelled(train, write(tmp_path / "validation.csv", [("three", 1)]))
+    with refused("1 of 4 training rows have no label.*Pass a teacher"):
+        text.check_all_labelled()
+    labelled(tmp_path, ROWS).check_all_labelled()
+
+
+def test_copies_keep_to_be_without_label_in_the_teachers_numbers(tmp_path):
+    rows = [(text, {0: "bad", 1: "good"}.get(label), kind) for text, label, kind in COPIES]
+    train = write(tmp_path / "train.parquet", rows, COPY_COLUMNS)
+    text = load_labelled(train, write(tmp_path / "validation.csv", [("three", "good")]))
+    assert match_labels(text, {0: "good", 1: "bad"}).train["label"] == [0, -100, 1, 1]
 
 
 # Unlabelled text
@@ -173,13 +390,86 @@ def test_no_label_column(tmp_path, suffix):
         load_labelled(file, file)
 
 
-@pytest.mark.parametrize("empty", ["", None, " \t "], ids=["empty", "null", "whitespace"])
+INVISIBLE = {
+    "empty": "",
+    "null": None,
+    "whitespace": " \t\u3000\u2028",
+    "nul": "\0",
+    "control": "\x01\x7f\x85",
+    "zero_width": "\u200b\u200d\ufeff\u2060",
+    "accent_alone": "\u0301\ufe0f",
+}
+
+
+@pytest.mark.parametrize("empty", INVISIBLE.values(), ids=INVISIBLE)
 @types
 def test_rows_without_text(tmp_path, suffix, empty):
     rows = [ROWS[0], (empty, "bad"), *ROWS[1:], (empty, "good")]
     file = write(tmp_path / f"data.{suffix}", rows)
     with refused(r"2 rows have no text in 'text' \(rows 2, 6\)\. Remove them", file):
         load_unlabelled(file)
+    with refused(r"2 rows have no text in 'text' \(rows 2, 6\)\. Remove them", file):
+        load_labelled(file, file)
+
+
+UNUSUAL = {
+    "very_long": "ab " * 33_333 + "c",
+    "one_very_long_word": "a" * 100_000,
+    "emoji": "👩‍👩‍👧‍👦🫨🏳️‍🌈",
+    "mixed_scripts": "naïve Straße 灰色 привет שלום 한국어",
+    "nul_inside": "word1\0word2",
+    "control_inside": "\x1bword1\x07 \u200bword2",
+    "private_use": "\uf8ff",
+    "half_of_a_flag": "🇩",
+}
+
+
+@pytest.mark.parametrize("unusual", UNUSUAL.values(), ids=UNUSUAL)
+@types
+def test_unusual_text_is_kept_and_tokenized(tmp_path, suffix, unusual):
+    text = labelled(tmp_path, [(unusual, "a"), ("word1", "b")], suffix=suffix)
+    assert text.train["text"] == [unusual, "word1"]
+    tokens = tokenize(text.train, tiny_tokenizer(), 16)
+    batch = DataCollatorWithPadding(tiny_tokenizer())([tokens[0], tokens[1]])
+    assert batch["input_ids"].shape[1] <= 16
+    assert tiny_model(SpikeBertForSequenceClassification, **text.label_maps)(**batch).logits.isfinite().all()
+
+
+def test_half_of_a_surrogate_pair_in_json_is_named(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"text": "whole \U0001f600"}) + '\n{"text": "half \\ud83d"}\n')
+    with refused(r"cannot be read as json: .*\(line 2 of the file\)", file):
+        load_unlabelled(str(file))
+
+
+@pytest.mark.parametrize("start", ["", "\n ", "\ufeff"], ids=["at_once", "after_space", "after_mark"])
+def test_json_that_begins_with_null(tmp_path, start):
+    file = tmp_path / "data.jsonl"
+    file.write_text(start + 'null\n{"text": "a"}\n')
+    with refused("begins with null", file):
+        load_unlabelled(str(file))
+    file.write_text(start + '{"text": "a"}\nnull\n')
+    with refused(r"no text in 'text' \(row 2\)", file):
+        load_unlabelled(str(file))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_text_in_another_encoding_is_named(tmp_path, suffix):
+    file = tmp_path / f"data.{suffix}"
+    if suffix == "jsonl":
+        file.write_bytes(b'{"text": "fine"}\n{"text": "na\xefve"}\n{"text": "caf\xe9"}\n')
+    else:
+        table = pa.table({"text": pa.array([b"fine", b"na\xefve", b"caf\xe9"]).view(pa.string())})
+        pq.write_table(table, file)
+    with refused(r"'text' is not in UTF-8 \(rows 2, 3\)", file):
+        load_unlabelled(str(file))
+
+
+@pytest.mark.parametrize("wrong", [[1], {"a": 1}, 1.5], ids=["list", "struct", "float"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_labels_that_are_neither_integers_nor_strings(tmp_path, suffix, wrong):
+    with refused(r"must be integers or strings, not .* \(rows 1, 2\)", tmp_path / f"train.{suffix}"):
+        labelled(tmp_path, [("one", wrong), ("two", wrong)], suffix=suffix)
 
 
 def test_many_rows_without_text_are_not_all_listed(tmp_path):
@@ -323,6 +613,14 @@ def test_tokens_are_truncated_and_labels_stay():
 def test_tokens_of_unlabelled_text_have_no_labels():
     table = tokenize(Dataset.from_dict({"text": ["word1"]}), tiny_tokenizer(), max_length=8)
     assert set(table.column_names) == {"input_ids", "token_type_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize(("max_length", "columns"), [(2, ["text"]), (4, ["text", "text_pair"])])
+def test_a_length_that_leaves_no_room_for_words(max_length, columns):
+    text = Dataset.from_dict({column: ["word1 word2"] for column in columns})
+    with refused("leaves no room for text", f"max_length={max_length}", f"adds {1 + len(columns)} tokens"):
+        tokenize(text, tiny_tokenizer(), max_length)
+    assert len(tokenize(text, tiny_tokenizer(), max_length + 1)["input_ids"][0]) == max_length + 1
 
 
 # Metrics

@@ -1,13 +1,21 @@
 """Text for training, from files or the Hub, checked before work begins."""
 
-from dataclasses import dataclass
+import codecs
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, load_dataset
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 FILE_TYPES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+IGNORED_LABEL = -100  # what torch's cross entropy ignores, and a teacher fills in
+LARGEST_NUMBER = 1e18  # in regression: its square is finite in float32
 
 
 class DataError(ValueError):
@@ -16,110 +24,156 @@ class DataError(ValueError):
 
 @dataclass
 class LabelledText:
-    """Training and validation sentences of one classification task.
+    """Training and validation text of one task.
 
     Args:
-        train: columns `text` (string) and `label` (int).
-        validation: the same.
-        label_names: name of each label id.
+        train: columns `text` (string), for sentence pairs `text_pair` (string), and `label`: a class id (int), or the
+            number itself in regression (float). Augmented copies that a teacher has to label have -100 or NaN.
+        validation: the same, with a label in every row.
+        label_names: name of each class id; none in regression, or the name of the teacher's one output.
+        problem_type: `"single_label_classification"` or `"regression"`, as in configs.
     """
 
     train: Dataset
     validation: Dataset
     label_names: list[str]
+    problem_type: str = "single_label_classification"
 
     @property
     def label_maps(self) -> dict[str, Any]:
-        """`id2label` and `label2id`, for `from_pretrained(..., **label_maps)`."""
+        """`id2label` and `label2id`, in regression the problem type too, for `from_pretrained(..., **label_maps)`."""
         id2label = dict(enumerate(self.label_names))
-        return {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
+        maps: dict[str, Any] = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
+        if self.problem_type == "regression":
+            return {"problem_type": "regression", **(maps if id2label else {"num_labels": 1})}
+        return maps
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Training rows without label."""
+        return sum(label == IGNORED_LABEL or math.isnan(label) for label in self.train["label"])
+
+    def check_all_labelled(self) -> None:
+        """For training without a teacher.
+
+        Raises:
+            DataError: there are training rows without label.
+        """
+        if self.num_unlabelled:
+            raise DataError(
+                f"{self.num_unlabelled} of {len(self.train)} training rows have no label: they are augmented copies, "
+                "which a teacher labels. Pass a teacher, or the file without them."
+            )
 
 
-def load_labelled(train: str, validation: str, text_column: str = "text", label_column: str = "label") -> LabelledText:
-    """Reads two files or Hub splits of a classification task.
+def load_labelled(
+    train: str,
+    validation: str,
+    text_column: str = "text",
+    label_column: str = "label",
+    text_pair_column: str | None = None,
+    regression: bool = False,
+) -> LabelledText:
+    """Reads two files or Hub splits of a task.
+
+    A training file may have a column `kind`, as `spikebert augment` writes it: rows of another kind than "original" may
+    lack a label.
 
     Args:
         train: a csv, json lines or parquet file, or `name:split` or `name:config:split` of a data set on the Hub.
         validation: the same; it must use the labels of `train`.
         text_column: column of the text.
-        label_column: column of the label, integers or strings.
+        label_column: column of the label: integers or strings, in regression numbers.
+        text_pair_column: column of the second sentence, if the task has pairs.
+        regression: whether the labels are numbers to be predicted and not classes.
 
     Raises:
         DataError: a file or column is missing, there are no rows, or rows lack text or a usable label.
     """
-    tables = [_read(source, text_column, label_column) for source in (train, validation)]
-    names = _label_names(tables[0], label_column, train)
-    ids = {name: i for i, name in enumerate(names)}
-    splits = []
-    for source, table in zip((train, validation), tables, strict=True):
-        labels = _label_strings(table, label_column)
-        unknown = [row for row, label in enumerate(labels) if label not in ids]
-        if unknown:
-            raise DataError(
-                f"{source}: label {labels[unknown[0]]!r} ({_rows(unknown)}) is not in {train}, which has {names}."
-            )
-        splits.append(Dataset.from_dict({"text": list(table[text_column]), "label": [ids[label] for label in labels]}))
-    return LabelledText(splits[0], splits[1], names)
+    columns = {"text": text_column, "label": label_column}
+    if text_pair_column is not None:
+        columns["text_pair"] = text_pair_column
+    tables = [select_columns(read_table(source, columns.values()), source, columns) for source in (train, validation)]
+    return labelled_text(tables[0], tables[1], (train, validation), regression)
 
 
 def load_unlabelled(source: str, text_column: str = "text") -> Dataset:
     """Reads the text of a file or Hub split; see `load_labelled`. Returns one column, `text`."""
-    table = _read(source, text_column, None).select_columns(text_column)
-    return table if text_column == "text" else table.rename_column(text_column, "text")
+    return select_columns(read_table(source, [text_column]), source, {"text": text_column}).select_columns("text")
 
 
 def match_labels(text: LabelledText, id2label: dict[int, str]) -> LabelledText:
     """Renumbers the labels of `text` as a teacher numbers them.
 
-    Labels are matched by name. Data whose labels are the numbers 0, 1, ... take the teacher's names.
+    Labels are matched by name. Data whose labels are the numbers 0, 1, ... take the teacher's names. Rows without label
+    stay so. In regression the teacher must have one output, whose name is taken.
 
     Raises:
         DataError: the labels are others than the teacher's.
     """
     theirs = [id2label[i] for i in sorted(id2label)]
+    if text.problem_type == "regression":
+        if len(theirs) != 1:
+            raise DataError(
+                f"The labels are numbers (regression), but the teacher has the classes {theirs}. Fine-tune a teacher "
+                "with one output on this task first, or load the data without regression."
+            )
+        return replace(text, label_names=theirs)
     if text.label_names == [str(i) for i in range(len(theirs))]:
-        return LabelledText(text.train, text.validation, theirs)
+        return replace(text, label_names=theirs)
     if sorted(text.label_names) != sorted(theirs):
         raise DataError(
             f"The data have the labels {text.label_names}, the teacher has {theirs}. Fine-tune the teacher on this "
             "task first, or rename its id2label."
         )
-    ids = [theirs.index(name) for name in text.label_names]
+    ids = {i: theirs.index(name) for i, name in enumerate(text.label_names)} | {IGNORED_LABEL: IGNORED_LABEL}
 
     def renumber(row: dict[str, Any]) -> dict[str, Any]:
         return {"label": ids[row["label"]]}
 
-    return LabelledText(text.train.map(renumber), text.validation.map(renumber), theirs)
+    return replace(text, train=text.train.map(renumber), validation=text.validation.map(renumber), label_names=theirs)
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Replaces the text by token ids of at most `max_length` tokens; labels stay, as `labels`.
+    """Replaces text, or pairs of it, by token ids of at most `max_length` tokens; labels stay, as `labels`.
 
     Raises:
-        DataError: the tokenizer has no words, as one has that is read from a folder without tokenizer files.
+        DataError: the tokenizer has no words, as one has that is read from a folder without tokenizer files, or
+            `max_length` leaves no room for them.
     """
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise DataError(
             f"The tokenizer ({tokenizer.name_or_path}) has no words, only {tokenizer.all_special_tokens}. Are its "
             "files in the folder? Save it there: tokenizer.save_pretrained(folder)."
         )
+    pairs = "text_pair" in dataset.column_names
+    num_special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if max_length <= num_special + pairs:  # at least one token of each sentence
+        raise DataError(
+            f"max_length={max_length} leaves no room for text: the tokenizer adds {num_special} tokens of its own. "
+            "Raise it."
+        )
 
     def encode(batch: dict[str, Any]) -> dict[str, Any]:
-        encoded = dict(tokenizer(batch["text"], truncation=True, max_length=max_length))
+        texts = [batch["text"], batch["text_pair"]] if pairs else [batch["text"]]
+        encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
         return encoded | ({"labels": batch["label"]} if "label" in batch else {})
 
     return dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
 
 
-def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
+def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
+    """Opens a file or Hub split as it is. In a csv, `text_columns` are read as strings, whatever they look like."""
     suffix = Path(source).suffix.lower()
     if suffix in FILE_TYPES:
         if not Path(source).is_file():
             raise DataError(f"{source}: no such file. Check the path.")
         if not Path(source).stat().st_size:
             raise DataError(f"{source}: the file is empty. Was it written completely?")
+        if FILE_TYPES[suffix] == "json" and _begins_with_null(source):  # pyarrow 26 ends the process there
+            raise DataError(f"{source}: cannot be read as json: it begins with null. Every row must have columns.")
         # In a csv a text "null", "NA" or "12" is text as well; pandas would read a missing value or a number.
-        options: dict[str, Any] = {"keep_default_na": False, "converters": {text_column: str}}
+        options: dict[str, Any] = {"keep_default_na": False, "converters": dict.fromkeys(text_columns, str)}
         try:
             table = load_dataset(
                 FILE_TYPES[suffix], data_files=source, split="train", **(options if suffix == ".csv" else {})
@@ -128,8 +182,10 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):
                 raise DataError(f"{source}: there are no rows. At least one sentence is needed.") from error
+            line = _damaged_line(source) if suffix == ".jsonl" else None
             raise DataError(
-                f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}. It must be whole and in UTF-8."
+                f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}"
+                f"{'' if line is None else f' (line {line + 1} of the file)'}. It must be whole and in UTF-8."
             ) from error
     elif ":" in source:
         *name, split = source.split(":")
@@ -141,47 +197,177 @@ def _read(source: str, text_column: str, label_column: str | None) -> Dataset:
         raise DataError(
             f"{source}: neither a file of type {', '.join(FILE_TYPES)} nor a split of a Hub data set (name:split)."
         )
-    for column in (text_column, label_column):
-        if column is not None and column not in table.column_names:
+    if not len(table):
+        raise DataError(f"{source}: there are no rows. At least one sentence is needed.")
+    return table
+
+
+def select_columns(table: Dataset, source: str, columns: dict[str, str]) -> Dataset:
+    """The table with its `columns` under our names (the keys), and `kind` if it has that; every text is checked."""
+    for column in columns.values():
+        if column not in table.column_names:
             raise DataError(
                 f"{source}: no column {column!r}; it has {table.column_names}. Name the right one (text_column, "
                 "label_column); a csv must be separated by commas."
             )
-    if not len(table):
-        raise DataError(f"{source}: there are no rows. At least one sentence is needed.")
-    texts = table[text_column]
-    empty = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if empty:
-        raise DataError(f"{source}: {len(empty)} rows have no text in {text_column!r} ({_rows(empty)}). Remove them.")
-    return table
+    for column in (columns[name] for name in ("text", "text_pair") if name in columns):
+        texts = _values(table, column, source)
+        empty = [row for row, text in enumerate(texts) if not has_text(text)]
+        if empty:
+            raise DataError(f"{source}: {len(empty)} rows have no text in {column!r} ({_rows(empty)}). Remove them.")
+    kind = [] if "kind" in columns.values() or "kind" not in table.column_names else ["kind"]
+    ours = {column: name for name, column in columns.items()}
+    return table.select_columns([*ours, *kind]).rename_columns(ours | {name: name for name in kind})
 
 
-def _label_names(table: Dataset, label_column: str, source: str) -> list[str]:
-    feature, labels = table.features[label_column], table[label_column]
-    known = range(len(feature.names)) if isinstance(feature, ClassLabel) else None  # -1 and None are without label
+def has_text(value: Any) -> bool:
+    """Whether a value is a string with more in it than white space, control and format characters (NUL, zero-width
+    space) and marks that combine with nothing: many tokenizers make no tokens of these."""
+    return isinstance(value, str) and any(
+        (category := unicodedata.category(character)) not in ("Cc", "Cf") and category[0] not in "MZ"
+        for character in value
+    )
+
+
+def labelled_text(
+    train: Dataset,
+    validation: Dataset,
+    sources: tuple[str, str],
+    regression: bool = False,
+    label_names: Sequence[str] = (),
+) -> LabelledText:
+    """Checks labels and numbers them.
+
+    Args:
+        train: from `select_columns`.
+        validation: the same.
+        sources: names of both, for messages.
+        regression: see `load_labelled`.
+        label_names: of a task that has its own; the data may then have them or their numbers.
+    """
+    labels = [
+        _labels(train, sources[0], regression, may_lack=_copies(train)),
+        _labels(validation, sources[1], regression, may_lack=[False] * len(validation)),
+    ]
+    known = {label for label in labels[0] if label is not None}
+    if len(known) < 2:
+        raise DataError(
+            f"{sources[0]}: all rows have the label {next(iter(known), None)!r}; at least two labels are needed."
+        )
+    if regression:
+        numbers = [[math.nan if label is None else label for label in split] for split in labels]
+        splits = [_split(*part, Value("float32")) for part in zip((train, validation), numbers, strict=True)]
+        return LabelledText(splits[0], splits[1], [], "regression")
+
+    feature = train.features["label"]
+    names = list(label_names or (feature.names if isinstance(feature, ClassLabel) else sorted(known, key=_by_number)))
+    ids = ({str(i): i for i in range(len(names))} if label_names else {}) | {name: i for i, name in enumerate(names)}
+    splits = []
+    for table, source, split in zip((train, validation), sources, labels, strict=True):
+        unknown = [row for row, label in enumerate(split) if label is not None and label not in ids]
+        if unknown:
+            owner = "the task" if label_names else sources[0]
+            raise DataError(
+                f"{source}: label {split[unknown[0]]!r} ({_rows(unknown)}) is not in {owner}, which has {names}."
+            )
+        splits.append(_split(table, [IGNORED_LABEL if x is None else ids[x] for x in split], Value("int64")))
+    return LabelledText(splits[0], splits[1], names)
+
+
+def _split(table: Dataset, labels: list[Any], dtype: Value) -> Dataset:
+    texts = [name for name in ("text", "text_pair") if name in table.column_names]
+    features = Features({name: Value("string") for name in texts} | {"label": dtype})
+    return Dataset.from_dict({name: table[name][:] for name in texts} | {"label": labels}, features=features)
+
+
+def _labels(table: Dataset, source: str, regression: bool, may_lack: list[bool]) -> list[Any]:
+    """Class names, or numbers in regression; None for the rows that may lack a label and do."""
+    feature, values = table.features["label"], _values(table, "label", source)
+    if regression:
+        labels: list[Any] = [_number(value) for value in values]
+    elif isinstance(feature, ClassLabel):  # -1 and None are without label
+        labels = [feature.names[value] if value in range(len(feature.names)) else None for value in values]
+    else:
+        labels = [_class_name(value) for value in values]
     wrong = [
         row
-        for row, label in enumerate(labels)
-        if not isinstance(label, (int, str)) or label == "" or (known is not None and label not in known)
+        for row, (label, value) in enumerate(zip(labels, values, strict=True))
+        if label is None and not (may_lack[row] and _is_missing(value))
     ]
     if wrong:
+        expected = f"numbers of less than {LARGEST_NUMBER:.0e}" if regression else "integers or strings"
         raise DataError(
-            f"{source}: labels in {label_column!r} must be integers or strings, not {labels[wrong[0]]!r} "
-            f"({_rows(wrong)}). Write class names or numbers."
+            f"{source}: labels must be {expected}, not {values[wrong[0]]!r} ({_rows(wrong)}). Write "
+            f"{'numbers' if regression else 'class names or numbers; real numbers are for regression'}."
         )
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    if len(set(labels)) < 2:
-        raise DataError(f"{source}: all rows have the label {labels[0]!r}; at least two labels are needed.")
-    return [str(label) for label in sorted(set(labels))]
+    return labels
 
 
-def _label_strings(table: Dataset, label_column: str) -> list[str]:
-    feature = table.features[label_column]
-    if isinstance(feature, ClassLabel):
-        names = dict(enumerate(feature.names))
-        return [names.get(label, str(label)) for label in table[label_column]]
-    return [str(label) for label in table[label_column]]
+def _copies(table: Dataset) -> list[bool]:
+    """Which rows are augmented copies."""
+    if "kind" not in table.column_names:
+        return [False] * len(table)
+    return [kind not in (None, "original") for kind in table["kind"]]
+
+
+def _class_name(value: Any) -> str | None:
+    if isinstance(value, float) and value.is_integer():  # pandas makes floats of integers beside nulls
+        value = int(value)
+    if not isinstance(value, (int, str)) or _is_missing(value):
+        return None
+    name = str(value).strip()
+    return None if re.fullmatch(r"[+-]?\d*\.\d+", name) else name
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) < LARGEST_NUMBER else None
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _by_number(name: str) -> tuple[int, int, str]:
+    """Sorts names that are integers by value, in front of the others."""
+    return (0, int(name), name) if re.fullmatch(r"-?[0-9]{1,18}", name) else (1, 0, name)
+
+
+def _values(table: Dataset, column: str, source: str) -> list[Any]:
+    try:
+        return table[column][:]
+    except UnicodeDecodeError as error:  # parquet and json readers do not look at strings
+        data = table.data.column(column).cast("binary").to_pylist()
+        wrong = [row for row, value in enumerate(data) if value is not None and not _is_utf8(value)]
+        raise DataError(f"{source}: {column!r} is not in UTF-8 ({_rows(wrong)}). Write the file in UTF-8.") from error
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _begins_with_null(source: str) -> bool:
+    with Path(source).open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"")
+    return first.removeprefix(codecs.BOM_UTF8).strip().startswith(b"null")
+
+
+def _damaged_line(source: str) -> int | None:
+    """The first line that is no json, or has half of a surrogate pair, which no UTF-8 can write."""
+    with Path(source).open("rb") as lines:
+        for number, line in enumerate(lines):
+            try:
+                json.dumps(json.loads(line.strip() or b"null"), ensure_ascii=False).encode()
+            except (ValueError, RecursionError):  # also of the encoding
+                return number
+    return None
 
 
 def _rows(indices: list[int]) -> str:

@@ -1,0 +1,221 @@
+"""Any input gives finite numbers or an error that says what is wrong; hypothesis draws the inputs."""
+
+import json
+import re
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar
+from helpers import SIZES, tiny_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_training import tiny_tokenizer
+from transformers import DataCollatorWithPadding, EvalPrediction
+
+from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert.data import DataError, load_labelled, load_unlabelled, tokenize
+from modeling_spikebert.data.metrics import compute_metrics
+
+COMMON = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+MODELS = {
+    mode: tiny_model(SpikeBertForSequenceClassification, mode, torch.float32, num_labels=2)
+    for mode in ("default", "reference")
+}
+TYPES = ("csv", "jsonl", "parquet")
+modes = pytest.mark.parametrize("mode", MODELS)
+FILE_NUMBERS = count()  # `datasets` keeps what it has read by file name
+
+VISIBLE = st.sampled_from(["word1 word2", "灰色", "👍", "é", "a\0b", "#", "\x1bword3", "\U0010ffff"])
+# `st.text()` has no surrogates by default in a codec; json can carry their halves.
+TEXTS = st.one_of(VISIBLE, st.text(st.characters(codec="utf-8"), max_size=30))
+JSON_VALUES = st.one_of(
+    TEXTS,
+    st.text(st.characters(categories=("Cs", "Cc", "Lo")), max_size=3),
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.lists(st.integers(), max_size=2),
+)
+
+LABELS = st.sampled_from(["a", "b", 0, 1, 2.0, 2.5, None, "", True])
+JSON_ROWS = st.one_of(
+    st.fixed_dictionaries({"text": VISIBLE, "label": LABELS}, optional={"kind": st.sampled_from(["original", "mask"])}),
+    st.dictionaries(st.sampled_from(["text", "label", "kind"]), JSON_VALUES),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_progress_bars():
+    disable_progress_bar()
+    yield
+    enable_progress_bar()
+
+
+def new_file(folder: Path, suffix: str) -> Path:
+    return folder / f"{next(FILE_NUMBERS)}.{suffix}"
+
+
+def check_message(error: DataError, file: Path) -> None:
+    """It names the file, and rows or a line, or what the whole file lacks."""
+    message = str(error)
+    whole = ("no column", "there are no rows", "the file is empty", "cannot be read as", "at least two labels")
+    assert message.startswith(f"{file}: "), message
+    assert re.search(r"\((row|rows|line) \d", message) or any(part in message for part in whole), message
+
+
+def read_or_refuse(load: Callable[[], Any], file: Path) -> Any:
+    """None if the file is refused with a proper message; any other exception fails the test."""
+    try:
+        return load()
+    except DataError as error:
+        check_message(error, file)
+        return None
+
+
+def write(folder: Path, suffix: str, texts: list[str]) -> Path:
+    file = new_file(folder, suffix)
+    table = Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(len(texts))]})
+    {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[suffix](file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def classify(mode: str, table: Dataset) -> None:
+    """Tokens, logits and loss of all rows are finite."""
+    tokens = tokenize(table, tiny_tokenizer(), SIZES["max_position_embeddings"])
+    batch = DataCollatorWithPadding(tiny_tokenizer())([tokens[i] for i in range(len(tokens))])
+    with torch.no_grad():
+        outputs = MODELS[mode](**batch)
+    assert outputs.logits.isfinite().all()
+    assert "labels" not in batch or outputs.loss.isfinite()
+
+
+# Raw text
+
+
+@modes
+@pytest.mark.parametrize("suffix", TYPES)
+@settings(max_examples=15, **COMMON)
+@given(texts=st.lists(TEXTS, min_size=2, max_size=5))
+def test_any_text_is_classified_or_refused(folder, suffix, mode, texts):
+    file = write(folder, suffix, texts)
+    text = read_or_refuse(lambda: load_labelled(str(file), str(file)), file)
+    if text is None:
+        return
+    assert text.train.to_dict() == {"text": texts, "label": [i % 2 for i in range(len(texts))]}
+    classify(mode, text.train)
+
+
+@settings(max_examples=60, **COMMON)
+@given(rows=st.lists(JSON_ROWS, max_size=4))
+def test_any_json_lines_are_classified_or_refused(folder, rows):
+    file = new_file(folder, "jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = read_or_refuse(lambda: load_labelled(str(file), str(file)), file)
+    if text is not None:
+        classify("default", text.train.remove_columns("label"))  # there may be more than two
+
+
+@pytest.mark.parametrize("suffix", TYPES)
+@settings(max_examples=15, **COMMON)
+@given(start=st.integers(0, 10_000), patch=st.binary(max_size=8), end=st.one_of(st.none(), st.integers(1, 10_000)))
+def test_any_damaged_file_is_classified_or_refused(folder, suffix, start, patch, end):
+    """Some bytes are overwritten, or the end is missing."""
+    content = write(folder, suffix, ["word1 word2", "灰色", "a, b"] * 5).read_bytes()
+    start %= len(content)
+    file = new_file(folder, suffix)
+    file.write_bytes((content[:start] + patch + content[start + len(patch) :])[:end])
+    text = read_or_refuse(lambda: load_unlabelled(str(file)), file)
+    if text is not None:
+        classify("default", text)
+
+
+# Tokens
+
+
+@st.composite
+def batches(draw) -> dict[str, torch.Tensor]:
+    """Ids and masks `[B, L]` with a token in every row, and labels `[B]`."""
+    batch, length = draw(st.integers(1, 4)), draw(st.integers(1, SIZES["max_position_embeddings"]))
+
+    def rows(values: st.SearchStrategy) -> st.SearchStrategy:
+        return st.lists(values, min_size=batch, max_size=batch)
+
+    ids = draw(rows(st.lists(st.integers(0, SIZES["vocab_size"] - 1), min_size=length, max_size=length)))
+    mask = draw(rows(st.lists(st.integers(0, 1), min_size=length, max_size=length).filter(any)))
+    labels = draw(rows(st.integers(0, 1)))
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
+
+
+@modes
+@settings(max_examples=40, **COMMON)
+@given(batch=batches())
+def test_any_tokens_give_a_finite_loss_and_finite_gradients(mode, batch):
+    model = MODELS[mode]
+    model.zero_grad()
+    outputs = model(**batch)
+    outputs.loss.backward()
+    assert outputs.logits.isfinite().all()
+    assert outputs.loss.isfinite()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert [name for name, gradient in gradients.items() if not gradient.isfinite().all()] == []
+    assert "classifier.weight" in gradients
+
+
+@modes
+@settings(max_examples=20, **COMMON)
+@given(batch=batches(), wrong=st.one_of(st.integers(-(2**63), -1), st.integers(SIZES["vocab_size"], 2**63 - 1)))
+def test_any_id_outside_the_vocabulary_is_refused(mode, batch, wrong):
+    batch["input_ids"][-1, 0] = wrong
+    with pytest.raises(ValueError, match=rf"^input_ids must lie between 0 and 63, got .*{wrong}"):
+        MODELS[mode](**batch)
+
+
+@modes
+@settings(max_examples=20, **COMMON)
+@given(batch=batches(), data=st.data())
+def test_any_row_of_padding_is_refused(mode, batch, data):
+    row = data.draw(st.integers(0, len(batch["input_ids"]) - 1))
+    batch["attention_mask"][row] = 0
+    with pytest.raises(ValueError, match=f"^Row {row} of the batch has only padding"):
+        MODELS[mode](**batch)
+
+
+# Metrics
+
+
+@settings(max_examples=40, **COMMON)
+@given(data=st.data(), rows=st.integers(1, 6), num_labels=st.integers(2, 4))
+def test_metrics_of_any_logits_are_in_range(data, rows, num_labels):
+    floats = st.floats(allow_nan=False, allow_infinity=False, width=32)
+    logits = data.draw(
+        st.lists(st.lists(floats, min_size=num_labels, max_size=num_labels), min_size=rows, max_size=rows)
+    )
+    labels = data.draw(st.lists(st.integers(0, num_labels - 1), min_size=rows, max_size=rows))
+    prediction = EvalPrediction(np.array(logits, dtype=np.float32), np.array(labels))
+    results = compute_metrics(prediction, ["accuracy", "f1", "matthews_correlation"])
+    assert 0 <= results["accuracy"] <= 1
+    assert 0 <= results["f1"] <= 1
+    assert -1 <= results["matthews_correlation"] <= 1
+    assert 0 <= compute_metrics(prediction, ["f1"], positive_label=1)["f1"] <= 1
+
+
+@settings(max_examples=60, **COMMON)
+@given(
+    pairs=st.lists(st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 2), min_size=1, max_size=6),
+)
+def test_correlations_of_any_numbers_are_in_range(pairs):
+    predicted, actual = np.array(pairs).T
+    results = compute_metrics(EvalPrediction(predicted[:, None], actual), ["pearson", "spearmanr"])
+    assert all(-1 <= value <= 1 for value in results.values()), results
