@@ -160,6 +160,12 @@ def test_no_second_column(tmp_path):
         load_labelled(file, file, "premise", text_pair_column="text_pair")
 
 
+def test_one_column_for_both_sentences(tmp_path):
+    file = write(tmp_path / "data.csv", PAIRS, PAIR_COLUMNS)
+    with refused("must be different columns", file):
+        load_labelled(file, file, "premise", text_pair_column="premise")
+
+
 def test_numbers_as_second_sentence_in_a_csv(tmp_path):
     file = tmp_path / "numbers.csv"
     file.write_text("text,text_pair,label\n12,007,a\n7,NA,b\n")

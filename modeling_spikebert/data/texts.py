@@ -210,13 +210,15 @@ def select_columns(table: Dataset, source: str, columns: dict[str, str]) -> Data
                 f"{source}: no column {column!r}; it has {table.column_names}. Name the right one (text_column, "
                 "label_column); a csv must be separated by commas."
             )
+    ours = {column: name for name, column in columns.items()}
+    if len(ours) < len(columns):
+        raise DataError(f"{source}: {columns} must be different columns.")
     for column in (columns[name] for name in ("text", "text_pair") if name in columns):
         texts = _values(table, column, source)
         empty = [row for row, text in enumerate(texts) if not has_text(text)]
         if empty:
             raise DataError(f"{source}: {len(empty)} rows have no text in {column!r} ({_rows(empty)}). Remove them.")
     kind = [] if "kind" in columns.values() or "kind" not in table.column_names else ["kind"]
-    ours = {column: name for name, column in columns.items()}
     return table.select_columns([*ours, *kind]).rename_columns(ours | {name: name for name in kind})
 
 
