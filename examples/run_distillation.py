@@ -13,8 +13,8 @@
         --train_file train.csv --validation_file validation.csv --learning_rate 5e-4 --num_train_epochs 3
 
 All options may stand in one json or yaml file instead: `run_distillation.py recipe.yaml` (yaml wants `5.0e-4`). Data
-are csv, json lines or parquet files, or splits on the Hub (`name:split`). After an interruption, add
-`--resume_from_checkpoint FOLDER`.
+are csv, json lines or parquet files, splits on the Hub (`name:split`), or a task by its name (`--task sst2`). After an
+interruption the same command goes on with `--resume_from_checkpoint last`. docs/training.md has every option.
 """
 
 import json
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModel,
@@ -34,6 +34,7 @@ from transformers import (
     Trainer,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_spikebert import (
     DistillationTrainer,
@@ -42,13 +43,17 @@ from modeling_spikebert import (
     SpikeBertModel,
 )
 from modeling_spikebert.data import (
+    TASKS,
     DataError,
     LabelledText,
-    accuracy_metrics,
     load_labelled,
+    load_task,
     load_unlabelled,
     match_labels,
+    metrics_for,
+    stream_text,
     tokenize,
+    tokenize_stream,
 )
 from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback
 from modeling_spikebert.energy import compare_energy
@@ -88,11 +93,45 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    train_file: str = field(metadata={"help": "csv, json lines or parquet file, or name:split on the Hub."})
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Task with data on the Hub, columns and metrics of its own, one of {', '.join(TASKS)}. Files that "
+            "are named here take the place of its own."
+        },
+    )
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "csv, json lines or parquet file, or name:split on the Hub. With --streaming also a folder, a "
+            "pattern, or plain text."
+        },
+    )
     validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
     text_column: str = field(default="text", metadata={"help": "Column of the text."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second sentence of pairs."})
     label_column: str = field(default="label", metadata={"help": "Column of the label."})
+    regression: bool = field(default=False, metadata={"help": "Labels are numbers to be predicted, not classes."})
     max_length: int = field(default=128, metadata={"help": "Longest sentence, in tokens."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Stage 1: read train_file while training, without end; needs --max_steps."}
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Rows of a stream from which the next one is drawn."}
+    )
+    packing: str = field(
+        default="none",
+        metadata={
+            "help": "Rows of a stream: 'none' (a text each), 'length' (batches of similar length), 'packed' (texts one "
+            "behind the other, all rows full)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.task is None and self.train_file is None:
+            raise ValueError("Pass --train_file, or --task.")
+        if self.packing != "none" and not self.streaming:
+            raise ValueError("--packing is for streams; without one, --train_sampling_strategy group_by_length.")
 
 
 def main() -> None:
@@ -111,7 +150,7 @@ def main() -> None:
     else:
         trainer = fine_tuning(model_args, data_args, args)
 
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=resume_point(trainer, args))
     trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
@@ -124,6 +163,14 @@ def main() -> None:
     trainer.save_model()  # with --push_to_hub it pushes, too
 
 
+def resume_point(trainer: Trainer, args: DistillationTrainingArguments) -> str | None:
+    """`DistillationTrainer` knows what "last" means; a plain `Trainer` wants the folder."""
+    if args.resume_from_checkpoint != "last" or isinstance(trainer, DistillationTrainer):
+        return args.resume_from_checkpoint
+    folder = str(args.output_dir)
+    return get_last_checkpoint(folder) if Path(folder).is_dir() else None
+
+
 def compare_energies(trainer: DistillationTrainer) -> None:
     """Prints what student and teacher cost on a few sentences and puts it into the card, also as `energy.json`."""
     if not trainer.is_world_process_zero():
@@ -132,8 +179,11 @@ def compare_energies(trainer: DistillationTrainer) -> None:
         print("The weights are sharded over processes; `spikebert energy` counts the student that is saved.")
         return
     dataset: Any = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
-    sample = dataset.shuffle(seed=0).select(range(min(NUM_ENERGY_SENTENCES, len(dataset))))
-    batches = DataLoader(sample, batch_size=8, collate_fn=trainer.data_collator)
+    if isinstance(dataset, IterableDataset):
+        sample = list(dataset.take(NUM_ENERGY_SENTENCES))
+    else:
+        sample = dataset.shuffle(seed=0).select(range(min(NUM_ENERGY_SENTENCES, len(dataset))))
+    batches = list(DataLoader(sample, batch_size=8, collate_fn=trainer.data_collator))
     energy = compare_energy(trainer.student, trainer.teacher, batches)
     print(f"Theoretical energy on {len(sample)} sentences:\n{energy}")
     (Path(str(trainer.args.output_dir)) / "energy.json").write_text(json.dumps(energy.to_dict(), indent=2))
@@ -151,7 +201,16 @@ def general_stage(
         student = SpikeBertModel.from_teacher(teacher, **(model_args.student_config or {}))
     else:
         student = SpikeBertModel.from_pretrained(model_args.model_name_or_path)
-    train = load_unlabelled(data_args.train_file, data_args.text_column)
+    if data_args.train_file is None:
+        raise DataError("--stage general needs --train_file: text without labels.")
+    train: Any = None
+    if data_args.streaming:
+        if args.max_steps < 1:
+            raise ValueError("--streaming needs --max_steps: a stream has no end.")
+        size = data_args.shuffle_buffer_size
+        train = stream_text(data_args.train_file, data_args.text_column, size, data_seed(args))
+    else:
+        train = load_unlabelled(data_args.train_file, data_args.text_column)
     validation = None
     if data_args.validation_file is not None:
         validation = load_unlabelled(data_args.validation_file, data_args.text_column)
@@ -171,8 +230,9 @@ def task_stage(
         if args.initial_projections is None and (Path(model_args.model_name_or_path) / PROJECTIONS_NAME).is_file():
             args.initial_projections = model_args.model_name_or_path
     text = match_labels(read_labelled(data_args), teacher.config.id2label)
+    metrics = metrics_for(text, data_args.task)
     return distillation_trainer(
-        model_args, data_args, student, teacher, args, text.train, text.validation, compute_metrics=accuracy_metrics
+        model_args, data_args, student, teacher, args, text.train, text.validation, compute_metrics=metrics
     )
 
 
@@ -182,7 +242,7 @@ def distillation_trainer(
     student: Any,
     teacher: Any,
     args: DistillationTrainingArguments,
-    train: Dataset,
+    train: Dataset | IterableDataset,
     validation: Dataset | None,
     **kwargs: Any,
 ) -> DistillationTrainer:
@@ -195,19 +255,22 @@ def distillation_trainer(
         teacher,
         args,
         teacher_tokenizer=teacher_tokenizer,
-        **tokenized(train, validation, tokenizer, data_args),
+        **tokenized(train, validation, tokenizer, data_args, args),
         **kwargs,
     )
     measured = data_args.validation_file or data_args.train_file
-    if Path(measured).is_file():
-        trainer.card_options["dataset"] = Path(measured).name
-    else:
+    if measured is None:
+        trainer.card_options["dataset_tags"] = TASKS[str(data_args.task)].path
+    elif ":" in measured:
         trainer.card_options["dataset_tags"] = measured.split(":")[0]
+    else:
+        trainer.card_options["dataset"] = Path(measured).name
     return trainer
 
 
 def fine_tuning(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> Trainer:
     text = read_labelled(data_args)
+    text.check_all_labelled()
     model = AutoModelForSequenceClassification.from_pretrained(
         model_args.model_name_or_path, ignore_mismatched_sizes=True, **text.label_maps
     )
@@ -218,22 +281,46 @@ def fine_tuning(model_args: ModelArguments, data_args: DataArguments, args: Dist
     return Trainer(
         model,
         args,
-        compute_metrics=accuracy_metrics,
+        compute_metrics=metrics_for(text, data_args.task),
         callbacks=[CodeFilesCallback(), FiniteLossCallback()],
-        **tokenized(text.train, text.validation, tokenizer, data_args),
+        **tokenized(text.train, text.validation, tokenizer, data_args, args),
     )
 
 
 def read_labelled(data_args: DataArguments) -> LabelledText:
-    if data_args.validation_file is None:
+    if data_args.task is not None:
+        return load_task(data_args.task, data_args.train_file, data_args.validation_file)
+    if data_args.train_file is None or data_args.validation_file is None:
         raise DataError("Pass --validation_file: a model is chosen and measured on text that it was not trained on.")
-    return load_labelled(data_args.train_file, data_args.validation_file, data_args.text_column, data_args.label_column)
+    return load_labelled(
+        data_args.train_file,
+        data_args.validation_file,
+        data_args.text_column,
+        data_args.label_column,
+        data_args.text_pair_column,
+        data_args.regression,
+    )
 
 
-def tokenized(train: Dataset, validation: Dataset | None, tokenizer: Any, data_args: DataArguments) -> dict[str, Any]:
+def data_seed(args: DistillationTrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def tokenized(
+    train: Dataset | IterableDataset,
+    validation: Dataset | None,
+    tokenizer: Any,
+    data_args: DataArguments,
+    args: DistillationTrainingArguments,
+) -> dict[str, Any]:
     """What every trainer needs of data."""
+    if isinstance(train, IterableDataset):
+        size = args.per_device_train_batch_size * args.world_size
+        rows: Any = tokenize_stream(train, tokenizer, data_args.max_length, data_args.packing, size, data_seed(args))
+    else:
+        rows = tokenize(train, tokenizer, data_args.max_length)
     return {
-        "train_dataset": tokenize(train, tokenizer, data_args.max_length),
+        "train_dataset": rows,
         "eval_dataset": None if validation is None else tokenize(validation, tokenizer, data_args.max_length),
         "processing_class": tokenizer,
         "data_collator": DataCollatorWithPadding(tokenizer),

@@ -84,9 +84,8 @@ def test_console_script_lists_every_command(capsys):
 def test_unknown_command(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["quickstrat", "--seed", "1"])
-    assert (
-        stopped.value.code == "spikebert: no command 'quickstrat'; there is quickstart, energy."
-    )  # printed, and exit status 1
+    expected = f"spikebert: no command 'quickstrat'; there is {', '.join(COMMANDS)}."
+    assert stopped.value.code == expected  # printed, and exit status 1
     assert capsys.readouterr().out == ""
 
 
