@@ -245,7 +245,9 @@ def compare(predicted: dict[str, np.ndarray], actual: np.ndarray) -> dict[str, A
 def _labelled_text(args: QuickstartArguments) -> LabelledText:
     if args.train_file is None or args.validation_file is None:
         return bundled_tweets()
-    return load_labelled(args.train_file, args.validation_file, args.text_column, args.label_column)
+    text = load_labelled(args.train_file, args.validation_file, args.text_column, args.label_column)
+    text.check_all_labelled()
+    return text
 
 
 def _options(args: QuickstartArguments, folder: Path, steps: int) -> dict[str, Any]:
