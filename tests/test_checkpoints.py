@@ -16,8 +16,8 @@ from tiny_training import make_trainer, stage_models, tiny_teacher
 from transformers import BertForSequenceClassification
 
 from modeling_spikebert import SpikeBertForSequenceClassification
-from modeling_spikebert.distillation import PROJECTIONS_NAME
-from modeling_spikebert.distillation.checkpoints import MANIFEST_NAME, last_checkpoint, write_manifest
+from modeling_spikebert.distillation import PROJECTIONS_NAME, checkpoints
+from modeling_spikebert.distillation.checkpoints import INCOMPLETE_NAME, MANIFEST_NAME, complete, last_checkpoint
 
 TESTS = Path(__file__).parent
 stages = pytest.mark.parametrize("stage", ["general", "task"])
@@ -50,12 +50,33 @@ def test_a_training_that_is_killed_ends_with_the_same_weights(tmp_path, stage):
 
 
 def test_a_half_written_checkpoint_is_not_taken_and_is_removed(checkpoint):
-    (checkpoint / MANIFEST_NAME).unlink()
+    checkpoints.begin(checkpoint)
     assert last_checkpoint(checkpoint.parent).name == "checkpoint-1"
     trainer = make_trainer(checkpoint.parent, "task", max_steps=3)
     trainer.train(resume_from_checkpoint="last")
     assert trainer.state.global_step == 3
     assert not checkpoint.exists()
+
+
+def test_checkpoints_of_a_plain_trainer_stay(checkpoint):
+    """They have no manifest, and are none of ours to remove."""
+    (checkpoint / MANIFEST_NAME).unlink()
+    make_trainer(checkpoint.parent, "task", max_steps=1).train()
+    assert (checkpoint / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_that_is_written_again_is_half_written_until_it_is_whole(checkpoint, monkeypatch):
+    seen = []
+
+    def look(folder: Path) -> None:
+        seen.append(((folder / MANIFEST_NAME).exists(), (folder / INCOMPLETE_NAME).exists()))
+        complete(folder)
+
+    monkeypatch.setattr(checkpoints, "complete", look)
+    make_trainer(checkpoint.parent, "task", max_steps=2, save_strategy="steps", save_steps=2).train()
+    assert seen == [(False, True)]
+    assert last_checkpoint(checkpoint.parent) == checkpoint
+    assert not (checkpoint / INCOMPLETE_NAME).exists()
 
 
 def test_resuming_at_the_end_changes_nothing(checkpoint):
@@ -86,9 +107,9 @@ def test_older_checkpoints_go_when_the_new_one_is_whole(tmp_path, monkeypatch):
 
     def look(folder: Path) -> None:
         seen.append(sorted(path.name for path in folder.parent.glob("checkpoint-*")))
-        write_manifest(folder)
+        complete(folder)
 
-    monkeypatch.setattr("modeling_spikebert.distillation.trainer.write_manifest", look)
+    monkeypatch.setattr(checkpoints, "complete", look)
     make_trainer(tmp_path, "task", max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1).train()
     assert seen == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
@@ -203,7 +224,7 @@ class Payload:
 def test_resuming_executes_no_pickle(checkpoint, tmp_path, name):
     """Even where the manifest was made to fit."""
     torch.save(Payload(tmp_path / "executed"), checkpoint / name)
-    write_manifest(checkpoint)
+    complete(checkpoint)
     if name == "training_args.bin":  # nobody reads it
         resume(tmp_path, checkpoint)
     else:

@@ -14,16 +14,24 @@ from transformers.utils import CONFIG_NAME, logging
 logger = logging.get_logger(__name__)
 
 MANIFEST_NAME = "manifest.json"
+INCOMPLETE_NAME = "incomplete"  # a file that is there from before the first byte of a checkpoint until after the last
 # Of a config: what does not change what a model computes, or is filled in while it trains.
 FREE_FIELDS = {"_name_or_path", "architectures", "auto_map", "dtype", "problem_type", "transformers_version"}
 
 
-def write_manifest(folder: Path) -> None:
+def begin(folder: Path) -> None:
+    """Declares that a checkpoint is being written to `folder`, also over an older one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INCOMPLETE_NAME).touch()
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+
+
+def complete(folder: Path) -> None:
     """Declares the checkpoint in `folder` complete: size and SHA-256 of each of its files, in one atomic step."""
     files = {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST_NAME
+        if file.is_file() and file.name not in (MANIFEST_NAME, INCOMPLETE_NAME)
     }
     temporary = folder / f"{MANIFEST_NAME}.tmp"
     with temporary.open("w", encoding="utf-8") as stream:
@@ -31,6 +39,7 @@ def write_manifest(folder: Path) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(folder / MANIFEST_NAME)
+    (folder / INCOMPLETE_NAME).unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -41,14 +50,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
-    complete = [path for path in checkpoints(folder) if (path / MANIFEST_NAME).is_file()]
-    return complete[-1] if complete else None
+    whole = [path for path in checkpoints(folder) if (path / MANIFEST_NAME).is_file()]
+    return whole[-1] if whole else None
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Removes checkpoints that a killed training left half-written or half-deleted."""
+    """Removes checkpoints that a killed training left half-written; those of other trainers stay."""
     for path in checkpoints(folder):
-        if not (path / MANIFEST_NAME).is_file():
+        if (path / INCOMPLETE_NAME).is_file() and not (path / MANIFEST_NAME).is_file():
             logger.warning(f"{path} was not written to its end; it is removed.")
             shutil.rmtree(path)
 

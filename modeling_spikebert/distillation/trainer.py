@@ -17,8 +17,9 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..hub import CodeFilesCallback, save_code_files, write_model_card
 from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses
+from . import checkpoints
 from .arguments import DistillationTrainingArguments
-from .checkpoints import check_checkpoint, last_checkpoint, remove_incomplete, write_manifest
+from .checkpoints import check_checkpoint, last_checkpoint, remove_incomplete
 from .checks import check_label_range, check_models, check_tokenizers, embedding_table
 from .layer_maps import resolve_layer_map
 from .losses import attention_relation_loss, embedding_loss, firing_rate_loss, hidden_state_loss, logit_loss
@@ -324,15 +325,18 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         start = time.perf_counter()
-        run_dir = Path(self._get_output_dir(trial))
+        args, run_dir = self.args, Path(self._get_output_dir(trial))
         folder = run_dir / f"checkpoint-{self.state.global_step}"
         previous = last_checkpoint(run_dir)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go when this one is whole
+        # Older checkpoints go, and this one is pushed, when it is whole.
+        limit, args.save_total_limit, push, args.push_to_hub = args.save_total_limit, None, args.push_to_hub, False
         try:
+            if args.should_save:
+                checkpoints.begin(folder)
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                write_manifest(folder)
+            if args.should_save:
+                checkpoints.complete(folder)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk has many names
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
@@ -340,8 +344,10 @@ class DistillationTrainer(Trainer):
                 f"free. Last checkpoint: {previous or 'none yet'}; free space and resume from it."
             ) from error
         finally:
-            self.args.save_total_limit = limit
-        if self.args.should_save:
+            args.save_total_limit, args.push_to_hub = limit, push
+        if push:
+            self._push_from_checkpoint(str(folder))
+        if args.should_save:
             rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
         self._clock += time.perf_counter() - start
 

@@ -1,0 +1,73 @@
+"""What the documentation says of options, files and links."""
+
+import re
+import runpy
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from modeling_spikebert import DistillationTrainingArguments
+from modeling_spikebert.commands.augment import AugmentArguments
+from modeling_spikebert.data.augmentation import AugmentationSettings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rows(dashes: bool, *classes: Any) -> Iterator[str]:
+    """The lines of a table of options, from the help texts of the command line."""
+    yield from ("| option | default | |", "|---|---|---|")
+    inherited = {field.name for field in fields(TrainingArguments)}
+    for cls in classes:
+        for field in fields(cls):
+            if cls is not DistillationTrainingArguments or field.name not in inherited:
+                name = field.name.replace("_", "-") if dashes else field.name
+                yield f"| `--{name}` | {default_of(field)} | {field.metadata['help']} |"
+
+
+def default_of(field: Field) -> str:
+    if field.default is MISSING:
+        return "required"
+    return "" if field.default is None else f"`{field.default}`"
+
+
+def tables() -> dict[str, list[str]]:
+    script = runpy.run_path(str(ROOT / "examples" / "run_distillation.py"))
+    own = (script["ModelArguments"], script["DataArguments"], DistillationTrainingArguments)
+    return {
+        "run_distillation.py": list(rows(False, *own)),
+        "spikebert augment": list(rows(True, AugmentArguments, AugmentationSettings)),
+    }
+
+
+@pytest.mark.parametrize("command", ["run_distillation.py", "spikebert augment"])
+def test_every_option_is_in_the_guide(command):
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    expected = tables()[command]
+    assert len(expected) > 10
+    assert [row for row in expected if row not in text.splitlines()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        path = page.parent / file if file else page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    named = re.findall(
+        r"(?<![\w/])((?:examples|tests|docs|modeling_spikebert)/[\w/.-]+\.\w+)", page.read_text(encoding="utf-8")
+    )
+    assert [file for file in named if not (ROOT / file).exists()] == []
