@@ -20,10 +20,11 @@ interruption the same command goes on with `--resume_from_checkpoint last`. docs
 import json
 import sys
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModel,
@@ -46,14 +47,13 @@ from modeling_spikebert.data import (
     TASKS,
     DataError,
     LabelledText,
+    TextStream,
     load_labelled,
     load_task,
     load_unlabelled,
     match_labels,
     metrics_for,
-    stream_text,
     tokenize,
-    tokenize_stream,
 )
 from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback
 from modeling_spikebert.energy import compare_energy
@@ -143,6 +143,8 @@ def main() -> None:
         model_args, data_args, args = parser.parse_args_into_dataclasses()
     set_seed(args.seed)
 
+    if data_args.streaming and args.stage != "general":
+        raise ValueError("--streaming is for text without labels: --stage general.")
     if args.stage == "general":
         trainer = general_stage(model_args, data_args, args)
     elif model_args.teacher is not None:
@@ -179,8 +181,9 @@ def compare_energies(trainer: DistillationTrainer) -> None:
         print("The weights are sharded over processes; `spikebert energy` counts the student that is saved.")
         return
     dataset: Any = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
-    if isinstance(dataset, IterableDataset):
-        sample = list(dataset.take(NUM_ENERGY_SENTENCES))
+    if isinstance(dataset, TextStream):
+        dataset.load_state_dict(None, 0)  # from its beginning
+        sample = list(islice(dataset, NUM_ENERGY_SENTENCES))
     else:
         sample = dataset.shuffle(seed=0).select(range(min(NUM_ENERGY_SENTENCES, len(dataset))))
     batches = list(DataLoader(sample, batch_size=8, collate_fn=trainer.data_collator))
@@ -207,8 +210,6 @@ def general_stage(
     if data_args.streaming:
         if args.max_steps < 1:
             raise ValueError("--streaming needs --max_steps: a stream has no end.")
-        size = data_args.shuffle_buffer_size
-        train = stream_text(data_args.train_file, data_args.text_column, size, data_seed(args))
     else:
         train = load_unlabelled(data_args.train_file, data_args.text_column)
     validation = None
@@ -242,7 +243,7 @@ def distillation_trainer(
     student: Any,
     teacher: Any,
     args: DistillationTrainingArguments,
-    train: Dataset | IterableDataset,
+    train: Dataset | None,
     validation: Dataset | None,
     **kwargs: Any,
 ) -> DistillationTrainer:
@@ -307,16 +308,24 @@ def data_seed(args: DistillationTrainingArguments) -> int:
 
 
 def tokenized(
-    train: Dataset | IterableDataset,
+    train: Dataset | None,
     validation: Dataset | None,
     tokenizer: Any,
     data_args: DataArguments,
     args: DistillationTrainingArguments,
 ) -> dict[str, Any]:
     """What every trainer needs of data."""
-    if isinstance(train, IterableDataset):
-        size = args.per_device_train_batch_size * args.world_size
-        rows: Any = tokenize_stream(train, tokenizer, data_args.max_length, data_args.packing, size, data_seed(args))
+    if data_args.streaming:
+        rows: Any = TextStream(
+            data_args.train_file,
+            tokenizer,
+            data_args.max_length,
+            data_args.text_column,
+            data_args.packing,
+            batch_size=args.per_device_train_batch_size * args.world_size,
+            buffer_size=data_args.shuffle_buffer_size,
+            seed=data_seed(args),
+        )
     else:
         rows = tokenize(train, tokenizer, data_args.max_length)
     return {

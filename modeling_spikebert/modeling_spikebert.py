@@ -643,8 +643,8 @@ def check_encoder(teacher: Any) -> None:
     if decodes or not isinstance(words, nn.Embedding) or not hasattr(config, "num_attention_heads"):
         raise ValueError(
             f"The teacher must be a BERT-like encoder with word embeddings, got {type(teacher).__name__} (model_type "
-            f"{getattr(config, 'model_type', None)!r}). Load a BERT, RoBERTa, DistilBERT, ELECTRA, MiniLM or ModernBERT "
-            "checkpoint with AutoModel.from_pretrained."
+            f"{getattr(config, 'model_type', None)!r}). Load a BERT, RoBERTa, DistilBERT, ELECTRA, MiniLM or "
+            "ModernBERT checkpoint with AutoModel.from_pretrained."
         )
 
 

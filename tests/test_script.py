@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from datasets import Dataset
@@ -121,7 +120,6 @@ def test_a_task_by_name_with_files_of_ones_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("packing", ["none", "packed"])
 def test_a_stream_in_stage_1_is_resumed_where_it_stopped(folder, tmp_path, monkeypatch, packing):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     options = {"stage": "general", "teacher": folder / "teacher", "train_file": folder / "*.parquet", "save_steps": 2}
     options |= {"streaming": True, "packing": packing, "shuffle_buffer_size": 8, "lr_scheduler_type": "constant"}
     script(monkeypatch, **options, max_steps=4, output_dir=tmp_path / "whole")
@@ -156,6 +154,7 @@ def test_fine_tuning_is_resumed_from_its_last_checkpoint(folder, tmp_path, monke
         ({"stage": "general"}, "Pass --train_file, or --task"),
         ({"stage": "general", "task": "mr"}, "needs --train_file: text without labels"),
         ({"stage": "general", "train_file": "train.csv", "streaming": True, "max_steps": -1}, "needs --max_steps"),
+        ({"train_file": "train.csv", "streaming": True}, "--streaming is for text without labels"),
         ({"stage": "general", "train_file": "no/*.txt", "streaming": True}, "no/[*].txt: no such file"),
         ({"train_file": "train.csv", "layer_map": "first"}, "layer_map must be one of"),
     ],

@@ -1,5 +1,5 @@
 from .metrics import accuracy_metrics
-from .streams import stream_text, tokenize_stream
+from .streams import TextStream
 from .tasks import TASKS, Task, load_task, metrics_for
 from .texts import DataError, LabelledText, load_labelled, load_unlabelled, match_labels, tokenize
 
@@ -8,13 +8,12 @@ __all__ = [
     "DataError",
     "LabelledText",
     "Task",
+    "TextStream",
     "accuracy_metrics",
     "load_labelled",
     "load_task",
     "load_unlabelled",
     "match_labels",
     "metrics_for",
-    "stream_text",
     "tokenize",
-    "tokenize_stream",
 ]

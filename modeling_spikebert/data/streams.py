@@ -1,167 +1,286 @@
-"""Text that is read while it is trained on: corpora larger than memory, or than the disk.
-
-    stream_text("wiki/*.parquet") -> endless, shuffled text -> tokenize_stream(...) -> rows for a Trainer with max_steps
-
-Each row of a stream follows from its files, the seed and its place, so a training that is resumed reads its stream
-again up to where it stopped, and goes on exactly as it would have.
-"""
+"""Text that is read while it is trained on: corpora larger than memory, or than the disk."""
 
 import glob
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
-from datasets import IterableDataset, load_dataset
+import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+import torch
+from datasets import load_dataset
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from .texts import FILE_TYPES, DataError, has_text
+from .texts import FILE_TYPES, DataError, _begins_with_null, has_text
 
 STREAM_TYPES = FILE_TYPES | {".txt": "text"}
 PACKINGS = ("none", "length", "packed")
-# Rows that are packed together: the last sequence of each such group stays shorter.
-ROWS_PACKED_TOGETHER = 1000
-# Batches whose rows are sorted by length together.
+ROWS_AT_ONCE = 1000  # read and tokenised together
 BATCHES_SORTED_TOGETHER = 64
+# Sequences whose places are remembered: more than a loader reads ahead of the training.
+PLACES = 65536
 
 
-def stream_text(source: str, text_column: str = "text", buffer_size: int = 10_000, seed: int = 0) -> IterableDataset:
-    """Reads text without end, in an order that a seed decides.
+class Place(NamedTuple):
+    """Where a sequence begins: in which pass, at which row of that pass (in its shuffled order), and how many tokens of
+    that row (packed), or sequences of the group that begins there, are gone."""
 
-    Files come in random order, and rows through a buffer from which they are drawn at random; behind the last row it
-    begins again. Rows without text are left out.
+    epoch: int = 0
+    row: int = 0
+    offset: int = 0
+
+
+class TextStream(IterableDataset):
+    """Token ids of the text of files or a Hub split, without end; for `Trainer` with `max_steps`.
+
+    Each pass over the text has an order of its own, which follows from the seed: files are shuffled, and rows are drawn
+    from a buffer. Rows without text are left out. Every process reads the whole stream and takes its share of each
+    batch, so the batches of a step do not depend on the number of processes. One worker of a loader reads; more would
+    be idle.
+
+    A training that is resumed goes on with the very sequence that would have come next. The place of it is part of the
+    checkpoint (`state_dict`); what came before in the same pass is read again, but not tokenised.
 
     Args:
-        source: a file, a folder or a pattern (`wiki/*.parquet`) of csv, json lines, parquet or plain text files (a row
-            for each line), also with `.gz`; or `name:split` or `name:config:split` of a data set on the Hub.
-        text_column: column of the text; plain text files have none.
+        source: a file, a folder (with those below it) or a pattern (`wiki/*.parquet`) of csv, json lines, parquet or
+            plain text files (a row for each line), all of one type, also as `.gz`; or `name:split` or
+            `name:config:split` of a data set on the Hub.
+        tokenizer: of the teacher.
+        max_length: tokens of a sequence, with special tokens.
+        text_column: column of the text; plain text files need none.
+        packing: `"none"`: a sequence for each row, cut at `max_length`. `"length"`: the same, but each `batch_size`
+            sequences are of similar length, for little padding; batches come in random order. `"packed"`: rows one
+            behind the other, [CLS] a [SEP] b [SEP], in sequences of `max_length`; the last row goes on in the next
+            sequence, so that nothing is cut.
+        batch_size: sequences of all processes in a forward pass; only for `"length"`.
         buffer_size: rows from which the next one is drawn.
         seed: of the order.
 
-    Returns:
-        one column, `text`. It has no length.
-
     Raises:
-        DataError: at once for files, columns or text that are missing; on the way for a value that is no text, with its
-            row (counted over all files, in the order of their names).
+        DataError: at once for files, columns or text that are missing; on the way for what cannot be read.
+        ValueError: another packing, a buffer or batch of less than one row.
     """
-    rows, column = _open(source, text_column)
 
-    def check(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[str]]:
-        for index, value in zip(indices, batch[column], strict=True):
-            if value is not None and not isinstance(value, str):
-                raise DataError(f"{source}: row {index + 1} has {value!r} in {column!r}, which is no text.")
-        return {"text": [value for value in batch[column] if has_text(value)]}
+    def __init__(
+        self,
+        source: str,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        text_column: str = "text",
+        packing: str = "none",
+        batch_size: int = 1,
+        buffer_size: int = 10_000,
+        seed: int = 0,
+    ):
+        if packing not in PACKINGS:
+            raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, got {packing!r}.")
+        if min(batch_size, buffer_size) < 1:
+            raise ValueError(f"batch_size ({batch_size}) and buffer_size ({buffer_size}) must be at least 1.")
+        self.source, self.tokenizer, self.max_length = source, tokenizer, max_length
+        self.options: dict[str, Any] = {
+            "packing": packing,
+            "max_length": max_length,
+            "batch_size": batch_size if packing == "length" else 1,
+            "buffer_size": buffer_size,
+            "seed": seed,
+        }
+        self._rows, self._column = open_rows(source, text_column)
+        # Sequence number and place behind it; shared with the worker of a loader that fills it.
+        self._places = torch.zeros(PLACES, 1 + len(Place._fields), dtype=torch.int64).share_memory_()
+        self._start, self._num_skipped = Place(), 0
+        next(self._texts(Place()))  # raises here what the first rows have wrong
 
-    try:
-        columns = {name for row in rows.take(1) for name in row}
-        if columns and column not in columns:
-            raise DataError(
-                f"{source}: no column {column!r}; it has {sorted(columns)}. Name the right one (text_column)."
+    def state_dict(self, num_sequences: int) -> dict[str, Any] | None:
+        """What a checkpoint after `num_sequences` sequences of this run holds; None if they were not read lately."""
+        number, *place = self._places[num_sequences % PLACES].tolist()
+        return {**self.options, "place": place} if number == num_sequences else None
+
+    def load_state_dict(self, state: dict[str, Any] | None, num_skipped: int) -> None:
+        """Sets where the next iteration begins.
+
+        Args:
+            state: from `state_dict`; None for the beginning, from where `Trainer` skips what it has seen.
+            num_skipped: sequences that `Trainer` will skip because it has seen them. They are not read again.
+
+        Raises:
+            ValueError: the stream has other options than the one in the checkpoint.
+        """
+        if state is None:
+            self._start, self._num_skipped = Place(), 0
+            return
+        others = {name: (state.get(name), value) for name, value in self.options.items() if state.get(name) != value}
+        if others:
+            raise ValueError(
+                "The stream of text is another than that of the checkpoint: "
+                + ", ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in others.items())
+                + ". Resume with the same options."
             )
-        text = rows.map(check, batched=True, with_indices=True, remove_columns=list(columns))
-        if not list(text.take(1)):
-            raise DataError(f"{source}: there are no rows with text. At least one sentence is needed.")
+        self._start, self._num_skipped = Place(*state["place"]), num_skipped
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        worker = get_worker_info()
+        if worker is not None and worker.id > 0:
+            return
+        yield from repeat(self._model_inputs([self.tokenizer.pad_token_id or 0]), self._num_skipped)
+        sequences = self._packed if self.options["packing"] == "packed" else self._grouped
+        for number, (ids, place) in enumerate(sequences(self._start), start=self._num_skipped + 1):
+            self._places[number % PLACES] = torch.tensor([number, *place])
+            yield self._model_inputs(ids)
+
+    def _model_inputs(self, ids: list[int]) -> dict[str, list[int]]:
+        inputs = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * len(ids)}
+        return {name: inputs[name] for name in inputs if name in self.tokenizer.model_input_names}
+
+    def _packed(self, start: Place) -> Iterator[tuple[list[int], Place]]:
+        before, after = special_tokens(self.tokenizer)
+        ids = [*before]
+        gone = start.offset
+        texts = self._texts(start)
+        while batch := list(islice(texts, ROWS_AT_ONCE)):
+            tokens = self.tokenizer([text for text, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
+            for (_, place), text in zip(batch, tokens, strict=True):
+                while gone < len(text):
+                    part = text[gone : gone + self.max_length - len(ids) - len(after)]
+                    gone += len(part)
+                    ids += part + after
+                    if len(ids) + len(after) >= self.max_length:  # no room for a token more
+                        yield ids, place._replace(offset=gone)
+                        ids = [*before]
+                gone = 0
+
+    def _grouped(self, start: Place) -> Iterator[tuple[list[int], Place]]:
+        by_length = self.options["packing"] == "length"
+        size = self.options["batch_size"]
+        gone = start.offset
+        texts = self._texts(start)
+        while group := list(islice(texts, BATCHES_SORTED_TOGETHER * size if by_length else ROWS_AT_ONCE)):
+            rows = self.tokenizer([text for text, _ in group], truncation=True, max_length=self.max_length)["input_ids"]
+            first = group[0][1]
+            if by_length:
+                rows.sort(key=len)
+                order = np.random.default_rng([self.options["seed"], *first]).permutation(BATCHES_SORTED_TOGETHER)
+                rows = [row for i in order for row in rows[i * size : (i + 1) * size]]
+            for i, ids in enumerate(rows[gone:], start=gone + 1):
+                yield ids, first._replace(offset=i)
+            gone = 0
+
+    def _texts(self, start: Place) -> Iterator[tuple[str, Place]]:
+        """Rows with text from a place on, pass after pass."""
+        for epoch in count(start.epoch):
+            any_text = False
+            first = start.row if epoch == start.epoch else 0
+            for row, text in self._pass(epoch, first):
+                if text is not None and has_text(text):
+                    any_text = True
+                    yield text, Place(epoch, row)
+            if not any_text and not first:
+                raise DataError(f"{self.source}: there are no rows with text. At least one sentence is needed.")
+
+    def _pass(self, epoch: int, first: int) -> Iterator[tuple[int, str | None]]:
+        order = np.random.default_rng([self.options["seed"], epoch])
+        # From one file at a time: the threads that read several sleep for five seconds at the end of each pass.
+        shuffled = self._rows.shuffle(
+            generator=order, buffer_size=self.options["buffer_size"], max_buffer_input_shards=1
+        ).with_format("arrow")
+        begin = 0
+        try:
+            for table in shuffled.iter(ROWS_AT_ONCE):
+                end = begin + len(table)
+                if first < end:
+                    column = table.column(self._column)
+                    if str(column.type) not in ("string", "large_string", "string_view", "null"):
+                        raise self._no_text(str(column.type))
+                    values = column.slice(max(first - begin, 0)).to_pylist()
+                    yield from enumerate(values, start=max(first, begin))
+                begin = end
+        except DataError:
+            raise
+        except Exception as error:  # the readers raise errors of many types
+            raise DataError(f"{self.source}: cannot be read: {error.__cause__ or error}") from error
+
+    def _no_text(self, dtype: str) -> DataError:
+        values = ((row, example[self._column]) for row, example in enumerate(self._rows, start=1))
+        wrong = next(((row, value) for row, value in values if not isinstance(value, str | None)), None)
+        where = "" if wrong is None else f" (row {wrong[0]} over all files, in the order of their names: {wrong[1]!r})"
+        return DataError(
+            f"{self.source}: {self._column!r} has values of type {dtype}, which are no text{where}. Name another "
+            "column (text_column), or write strings."
+        )
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before a text and behind it."""
+    whole = tokenizer("a", return_special_tokens_mask=True)
+    mask = whole["special_tokens_mask"]
+    first = mask.index(0)
+    last = len(mask) - mask[::-1].index(0)
+    return whole["input_ids"][:first], whole["input_ids"][last:]
+
+
+def open_rows(source: str, text_column: str) -> tuple[datasets.IterableDataset, str]:
+    """The rows of a source in the order of its files, and the column of the text in them."""
+    files = find_files(source)
+    try:
+        if not files:
+            *name, split = source.split(":")
+            rows = load_dataset(*name, split=split, streaming=True)
+        else:
+            kind = _type(files[0])
+            options: dict[str, Any] = {}
+            if kind == "text":
+                text_column = "text"
+            if kind == "csv":  # see `read_table`
+                options = {"keep_default_na": False, "converters": {text_column: str}}
+            if kind == "json" and any(_begins_with_null(file) for file in files):  # as there
+                raise DataError(f"{source}: cannot be read as json: it begins with null. Every row must have columns.")
+            if kind == "parquet":
+                options = {"columns": [text_column]}
+                for file in files:  # the others are too slow to look at all of them
+                    _check_column(file, text_column, parquet.read_schema(file).names)
+            rows = load_dataset(kind, data_files=files, split="train", streaming=True, **options)
+        names = rows.column_names or next(iter(rows.with_format("arrow").iter(1))).column_names
     except DataError:
         raise
-    except Exception as error:  # the readers raise errors of many types
+    except StopIteration:
+        raise DataError(f"{source}: there are no rows. At least one sentence is needed.") from None
+    except Exception as error:  # as above
         raise DataError(f"{source}: cannot be read: {error.__cause__ or error}") from error
-    # Repeated before it is shuffled: so each pass has an order of its own.
-    return text.repeat(None).shuffle(seed=seed, buffer_size=buffer_size)
+    _check_column(source, text_column, names)
+    return rows.select_columns([text_column]), text_column
 
 
-def tokenize_stream(
-    stream: IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    packing: str = "none",
-    batch_size: int = 1,
-    seed: int = 0,
-) -> IterableDataset:
-    """Turns a stream of text into rows for a model, of at most `max_length` tokens.
-
-    Args:
-        stream: from `stream_text`.
-        tokenizer: of the teacher.
-        max_length: in tokens.
-        packing: `"none"`: a row for each text, cut at `max_length`. `"length"`: the same, in an order in which each
-            `batch_size` rows are of similar length, for little padding. `"packed"`: texts one behind the other, with
-            the tokenizer's separator between them, in rows of `max_length`, for no padding; long texts go on in the
-            next row.
-        batch_size: rows of a step of all processes (before gradient accumulation).
-        seed: of the order of batches.
-
-    Raises:
-        ValueError: another packing.
-    """
-    if packing not in PACKINGS:
-        raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, got {packing!r}.")
-    special = tokenizer("")["input_ids"]  # [CLS] [SEP]
-    before, after = special[:-1], special[-1:]
-    with_types = "token_type_ids" in tokenizer.model_input_names
-
-    def cut(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return dict(tokenizer(batch["text"], truncation=True, max_length=max_length))
-
-    def sort(batch: dict[str, list[str]], indices: list[int]) -> dict[str, list[list[int]]]:
-        encoded = cut(batch)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        order = np.argsort(lengths, kind="stable")
-        whole = len(order) // batch_size
-        batches = np.random.default_rng([seed, indices[0]]).permutation(order[: whole * batch_size].reshape(whole, -1))
-        order = np.concatenate([batches.ravel(), order[whole * batch_size :]])
-        return {name: [values[i] for i in order] for name, values in encoded.items()}
-
-    def pack(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        texts = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
-        tokens = (token for ids in texts for token in (*ids, *after))
-        rows = [[*before, *part] for part in _parts(tokens, max_length - len(before), after)]
-        columns = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        return columns | ({"token_type_ids": [[0] * len(row) for row in rows]} if with_types else {})
-
-    options: dict[str, Any] = {"batched": True, "remove_columns": ["text"]}
-    if packing == "packed":
-        return stream.map(pack, batch_size=ROWS_PACKED_TOGETHER, **options)
-    if packing == "length":
-        return stream.map(sort, with_indices=True, batch_size=BATCHES_SORTED_TOGETHER * batch_size, **options)
-    return stream.map(cut, **options)
-
-
-def _parts(tokens: Iterator[int], size: int, end: list[int]) -> Iterator[list[int]]:
-    """Cuts tokens into parts of at most `size`, each of which ends with the separator."""
-    while part := list(islice(tokens, size - len(end))):
-        if part[-len(end) :] == end:
-            yield part
-        else:
-            yield part + end
-
-
-def _open(source: str, text_column: str) -> tuple[IterableDataset, str]:
-    """The rows of a source in the order of its files, and the column of the text."""
+def find_files(source: str) -> list[str]:
+    """The files that `source` names, sorted; none if it is a name on the Hub."""
     path = Path(source)
     if path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if _type(file) is not None)
+        files = [str(file) for file in path.rglob("*") if _type(str(file)) is not None]
     else:
-        files = sorted(glob.glob(source))
-    kinds = {_type(Path(file)) for file in files}
-    if not files and (":" not in source or "*" in source or _type(path) is not None):
+        files = [source] if path.is_file() else glob.glob(source, recursive=True)
+    if not files and (":" not in source or glob.has_magic(source) or _type(source) is not None):
         raise DataError(
-            f"{source}: no such file, and no folder or pattern with files of type {', '.join(STREAM_TYPES)}."
+            f"{source}: no such file, and no folder or pattern with files of type {', '.join(STREAM_TYPES)}. Check the "
+            "path."
         )
+    kinds = {_type(file) for file in files}
     if len(kinds) > 1 or None in kinds:
-        raise DataError(f"{source}: files of one type are needed, of {', '.join(STREAM_TYPES)}; got {files[:5]}.")
-    try:
-        if files:
-            kind = kinds.pop()
-            rows = load_dataset(kind, data_files=files, split="train", streaming=True)
-            return rows, "text" if kind == "text" else text_column
-        *name, split = source.split(":")
-        return load_dataset(*name, split=split, streaming=True), text_column
-    except Exception as error:  # as above
-        raise DataError(f"{source}: cannot be opened: {error.__cause__ or error}") from error
+        raise DataError(
+            f"{source}: files of one type are needed, of {', '.join(STREAM_TYPES)}; got "
+            f"{', '.join(str(kind) for kind in kinds)}. Name them by a pattern (*.parquet)."
+        )
+    for file in files:
+        if not Path(file).stat().st_size:
+            raise DataError(f"{file}: the file is empty. Was it written completely?")
+    return sorted(files)
 
 
-def _type(file: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() != ".gz"]
-    return STREAM_TYPES.get(suffixes[-1]) if suffixes else None
+def _check_column(source: str, column: str, names: list[str]) -> None:
+    if column not in names:
+        raise DataError(f"{source}: no column {column!r}; it has {names}. Name the right one (text_column).")
+
+
+def _type(file: str) -> str | None:
+    path = Path(file.lower())
+    return STREAM_TYPES.get((path.with_suffix("") if path.suffix == ".gz" else path).suffix)

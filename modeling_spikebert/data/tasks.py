@@ -66,8 +66,8 @@ _ENTAILMENT = ("entailment", "neutral", "contradiction")
 _MNLI = partial(_GLUE, _ENTAILMENT, config="mnli", text_column="premise", text_pair_column="hypothesis")
 _SENTENCES: dict[str, Any] = {"text_column": "sentence1", "text_pair_column": "sentence2"}
 
-# Most paths, splits, columns and label names were read in the data sets' cards and file lists on the Hub, but not loaded
-# from there; all of them are plain parquet or json files (`datasets` runs no scripts).
+# Most paths, splits, columns and label names were read in the data sets' cards and file lists on the Hub, not loaded
+# from there; all are plain parquet or json files (`datasets` runs no scripts).
 TASKS = {
     # GLUE (Wang et al., ICLR 2019, table 1). Its test splits have no labels (-1).
     "cola": _GLUE(("unacceptable", "acceptable"), ("matthews_correlation",), "cola", "sentence"),

@@ -1,6 +1,7 @@
 """`DistillationTrainer`: both stages of distillation on top of `transformers.Trainer`."""
 
 import inspect
+import json
 import math
 import shutil
 import time
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
+from ..data import TextStream
 from ..hub import CodeFilesCallback, save_code_files, write_model_card
 from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses
 from . import checkpoints
@@ -29,6 +32,7 @@ from .speed import peak_memory_mb
 from .teachers import LOGITS, STATES, CachedTeacherCollator, Teacher, TeacherOutputs, cached, from_batch
 
 PROJECTIONS_NAME = "projections.safetensors"
+STREAM_NAME = "stream.json"
 # A training that skips this many steps one after the other does not recover by skipping.
 MOST_SKIPPED_STEPS = 50
 
@@ -309,6 +313,8 @@ class DistillationTrainer(Trainer):
             resume_from_checkpoint = str(last_checkpoint(folder) or "") or None
         if resume_from_checkpoint:
             check_checkpoint(Path(str(resume_from_checkpoint)), self.student.config)
+        if isinstance(self.train_dataset, TextStream):
+            self._place_stream(self.train_dataset, resume_from_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             remove_incomplete(folder)
@@ -316,6 +322,19 @@ class DistillationTrainer(Trainer):
             print(f"Layer map (student <- teacher): {pairs}")
         self._clock = self._clock_of_run = time.perf_counter()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _place_stream(self, stream: TextStream, checkpoint: str | bool | None) -> None:
+        """Where the stream begins, and how much the Trainer skips. Without its file it is read again from the start."""
+        state, steps, folder = None, 0, Path(str(checkpoint))
+        if checkpoint and (folder / STREAM_NAME).is_file() and not self.args.ignore_data_skip:
+            state = json.loads((folder / STREAM_NAME).read_text(encoding="utf-8"))
+            steps = TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
+        stream.load_state_dict(state, self._sequences_in(steps))
+
+    def _sequences_in(self, steps: int) -> int:
+        """Sequences of all processes that so many steps take."""
+        args = self.args
+        return steps * args.gradient_accumulation_steps * args.per_device_train_batch_size * args.world_size
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed at the end: the Trainer would do a step more
@@ -336,6 +355,10 @@ class DistillationTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if args.should_save:
+                if isinstance(self.train_dataset, TextStream):
+                    place = self.train_dataset.state_dict(self._sequences_in(self.state.global_step))
+                    if place is not None:
+                        (folder / STREAM_NAME).write_text(json.dumps(place), encoding="utf-8")
                 checkpoints.complete(folder)
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk has many names
             shutil.rmtree(folder, ignore_errors=True)
