@@ -35,7 +35,7 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import cached_file
 
 from modeling_spikebert import (
     DistillationTrainer,
@@ -56,6 +56,7 @@ from modeling_spikebert.data import (
     tokenize,
 )
 from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback
+from modeling_spikebert.distillation.checkpoints import checkpoints
 from modeling_spikebert.energy import compare_energy
 from modeling_spikebert.hub import CodeFilesCallback
 
@@ -166,11 +167,11 @@ def main() -> None:
 
 
 def resume_point(trainer: Trainer, args: DistillationTrainingArguments) -> str | None:
-    """`DistillationTrainer` knows what "last" means; a plain `Trainer` wants the folder."""
+    """`DistillationTrainer` knows what "last" means; a plain `Trainer`, which writes its state last, wants a folder."""
     if args.resume_from_checkpoint != "last" or isinstance(trainer, DistillationTrainer):
         return args.resume_from_checkpoint
-    folder = str(args.output_dir)
-    return get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    written = [path for path in checkpoints(Path(str(args.output_dir))) if (path / "trainer_state.json").is_file()]
+    return str(written[-1]) if written else None
 
 
 def compare_energies(trainer: DistillationTrainer) -> None:
@@ -228,13 +229,23 @@ def task_stage(
         student = SpikeBertForSequenceClassification.from_pretrained(
             model_args.model_name_or_path, id2label=teacher.config.id2label, label2id=teacher.config.label2id
         )
-        if args.initial_projections is None and (Path(model_args.model_name_or_path) / PROJECTIONS_NAME).is_file():
-            args.initial_projections = model_args.model_name_or_path
+        if args.initial_projections is None:
+            args.initial_projections = projections_of(model_args.model_name_or_path)
     text = match_labels(read_labelled(data_args), teacher.config.id2label)
     metrics = metrics_for(text, data_args.task)
     return distillation_trainer(
         model_args, data_args, student, teacher, args, text.train, text.validation, compute_metrics=metrics
     )
+
+
+def projections_of(name: str) -> str | None:
+    """The folder with the projections of a stage-1 student, local or from the Hub."""
+    try:
+        folder = str(Path(str(cached_file(name, PROJECTIONS_NAME))).parent)
+    except OSError:
+        folder = None
+    print(f"Projections: {f'those of {name}' if folder else f'new ones; {name} has no {PROJECTIONS_NAME}'}.")
+    return folder
 
 
 def distillation_trainer(

@@ -27,15 +27,18 @@ FILES = ("model.safetensors", "projections.safetensors")
 
 
 class Announce(TrainerCallback):
-    def __init__(self, started: multiprocessing.Event):
-        self.started = started
+    def __init__(self, stepping: multiprocessing.Event):
+        self.stepping = stepping
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started.set()
+        self.stepping.set()
 
 
-def train(folder: Path, stage: str, steps: int, started: multiprocessing.Event) -> None:
+def train(
+    folder: Path, stage: str, steps: int, started: multiprocessing.Event, stepping: multiprocessing.Event
+) -> None:
     """One run: from the last whole checkpoint, or from the beginning, to the end."""
+    started.set()
     torch.set_num_threads(1)
     os.setsid()
     with open(os.devnull, "w") as silence:
@@ -44,24 +47,27 @@ def train(folder: Path, stage: str, steps: int, started: multiprocessing.Event) 
     options = {"max_steps": steps, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     # Dropout: the state of the random numbers has to come back, too.
     models = stage_models(stage, hidden_dropout_prob=0.1)
-    trainer = make_trainer(folder, stage, models, {"callbacks": [Announce(started)]}, **options)
+    trainer = make_trainer(folder, stage, models, {"callbacks": [Announce(stepping)]}, **options)
     trainer.train(resume_from_checkpoint="last")
 
 
-def run(folder: Path, stage: str, steps: int, kill_after: float | None = None) -> float | None:
-    """The seconds that it trained, or None if it was killed `kill_after` seconds after it began."""
+def run(folder: Path, stage: str, steps: int, kill_after: float | None = None) -> tuple[float, float] | None:
+    """The seconds before its first step and those of its steps, or None if it was killed after `kill_after` seconds."""
     context = multiprocessing.get_context("fork")
-    started = context.Event()
-    process = context.Process(target=train, args=(folder, stage, steps, started))
+    started, stepping = context.Event(), context.Event()
+    process = context.Process(target=train, args=(folder, stage, steps, started, stepping))
     process.start()
     assert started.wait(60), "the run did not begin"
-    start = time.perf_counter()
+    start = first_step = time.perf_counter()
+    if kill_after is None:
+        assert stepping.wait(60), "the run made no step"
+        first_step = time.perf_counter()
     process.join(kill_after)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL), f"the run ended with {process.exitcode}"
-    return time.perf_counter() - start if process.exitcode == 0 else None
+    return (first_step - start, time.perf_counter() - first_step) if process.exitcode == 0 else None
 
 
 def main() -> None:
@@ -76,7 +82,8 @@ def main() -> None:
 
     seconds = run(args.folder / "whole", args.stage, steps)
     assert seconds is not None
-    longest = seconds / args.kills  # so that the training does not end before the last kill
+    before, training = seconds
+    longest = before + training / args.kills  # so that the training does not end before the last kill
     folder, kills, half_written, student = args.folder / "killed", 0, 0, stage_models(args.stage)[0]
     config = type(student.config)(**(student.config.to_dict() | {"hidden_dropout_prob": 0.1}))
     while kills < args.kills:
@@ -94,6 +101,7 @@ def main() -> None:
         assert whole.keys() == killed.keys()
         differing = [key for key, weight in whole.items() if not torch.equal(weight, killed[key])]
         assert not differing, f"{name} differs in {differing}"
+    assert half_written or kills < 20, "no kill fell into a save"
     print(f"stage {args.stage}: {kills} kills, {half_written} half-written checkpoints, the same weights to the bit")
 
 

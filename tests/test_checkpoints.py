@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_training import make_trainer, stage_models, tiny_teacher
 from transformers import BertForSequenceClassification
@@ -115,6 +116,18 @@ def test_older_checkpoints_go_when_the_new_one_is_whole(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
+def test_the_saved_arguments_are_those_of_the_training(tmp_path):
+    make_trainer(tmp_path, "task", save_strategy="steps", save_steps=1, save_total_limit=3).train()
+    saved = torch.load(tmp_path / "checkpoint-1" / "training_args.bin", weights_only=False)  # written just now
+    assert saved.save_total_limit == 3
+
+
+def test_stale_files_of_an_older_checkpoint_go(checkpoint):
+    (checkpoint / "rng_state_1.pth").write_bytes(b"of two processes")
+    make_trainer(checkpoint.parent, "task", max_steps=2, save_strategy="steps", save_steps=2).train()
+    assert not (checkpoint / "rng_state_1.pth").exists()
+
+
 # A full disk
 
 
@@ -134,9 +147,23 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     run_folder = re.escape(str(disk / "run"))
     message = rf"error: {run_folder}/checkpoint-2 could not be written \(.*\); its disk has \d+\.\d MB free\. Last "
-    assert re.search(message + rf"checkpoint: {run_folder}/checkpoint-1; free space and resume", result.stdout)
+    assert re.search(message + rf"checkpoint: {run_folder}/checkpoint-1; if the disk is full, free", result.stdout)
     assert "folders: ['checkpoint-1']" in result.stdout
     assert "same: True" in result.stdout
+
+
+def test_a_student_that_cannot_be_saved_at_the_end_says_what_is_left(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "run", "general", save_strategy="steps", save_steps=1)
+    trainer.train()
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(
+        OSError, match=r"student could not be written .*No space left.*MB free\. Last checkpoint: .*-1;"
+    ):
+        trainer.save_model(str(tmp_path / "new" / "student"))
 
 
 # Damaged

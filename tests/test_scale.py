@@ -131,6 +131,20 @@ def test_fsdp_on_two_processes_trains_as_one_and_resumes(folder):
     assert_same_training(folder, "fsdp_resumed")
 
 
+def test_fsdp_in_the_precision_of_its_file(folder):
+    config = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
+    assert config["mixed_precision"] == "bf16"
+    (folder / "bf16.yaml").write_text(yaml.safe_dump(config | {"num_processes": 2, "use_cpu": True}))
+    command = [*LAUNCH, "bf16.yaml", Path(__file__).parent / "fsdp_on_cpu.py", SCRIPT]
+    launch(command, folder, "bf16", batch_size=4, max_steps=3)
+    states = [
+        json.loads((folder / name / "checkpoint-3" / "trainer_state.json").read_text()) for name in ("one", "bf16")
+    ]
+    ours, theirs = ([entry["loss"] for entry in state["log_history"] if "loss" in entry][:3] for state in states)
+    assert theirs == pytest.approx(ours, rel=0.05)
+    assert theirs != ours
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_configuration_files_are_accelerates(file):
     config = load_config_from_file(str(file))

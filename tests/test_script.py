@@ -139,6 +139,7 @@ def test_fine_tuning_is_resumed_from_its_last_checkpoint(folder, tmp_path, monke
     del options["teacher"]
     script(monkeypatch, **options, max_steps=3, output_dir=tmp_path / "whole", resume_from_checkpoint="last")
     script(monkeypatch, **options, max_steps=2, output_dir=tmp_path / "parts", resume_from_checkpoint="last")
+    (tmp_path / "parts" / "checkpoint-9").mkdir()  # killed before its state was written
     script(monkeypatch, **options, max_steps=3, output_dir=tmp_path / "parts", resume_from_checkpoint="last")
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(parts[name], weight) for name, weight in whole.items())

@@ -1,6 +1,7 @@
 """The teacher's outputs, computed in each step or once."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,9 +11,25 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_training import OTHER_SIZES, in_float64, make_trainer, stage_models, stage_text, tiny_teacher, weights_of
+from tiny_training import (
+    OTHER_SIZES,
+    in_float64,
+    make_trainer,
+    stage_models,
+    stage_text,
+    tiny_teacher,
+    tiny_tokenizer,
+    weights_of,
+)
 from torch import nn
-from transformers import BertModel, DistilBertConfig, DistilBertModel, ModernBertConfig, ModernBertModel
+from transformers import (
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    default_data_collator,
+)
 
 from modeling_spikebert.distillation import teachers
 from modeling_spikebert.distillation.relations import recorded_keys_and_values
@@ -213,3 +230,34 @@ def test_other_callers_see_no_keys_and_values(tmp_path):
     assert "keys_and_values" not in outputs
     make_trainer(tmp_path, "task", (trainer.student, stage_models("task")[1]))
     assert not trainer.student.base_model.encoder.layer[-1]._forward_hooks
+
+
+# Refused, or not needed
+
+
+def test_rows_of_equal_length_need_no_attention_mask(tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[2, 9 + i, 8, 3] for i in range(8)]})
+    data = {"train_dataset": rows, "data_collator": default_data_collator}
+    losses = [
+        make_trainer(tmp_path / "run", "general", trainer_options=dict(data), **options).train().training_loss
+        for options in ({}, {"teacher_cache": str(tmp_path / "cache")})
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_padding_on_the_left_is_refused(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    with pytest.raises(ValueError, match="teacher_cache needs padding on the right"):
+        make_trainer(
+            tmp_path, "task", trainer_options={"processing_class": tokenizer}, teacher_cache=str(tmp_path / "cache")
+        )
+
+
+def test_states_beyond_float16_are_cut(tmp_path):
+    teacher = tiny_teacher(BertModel)
+    with torch.no_grad():
+        teacher.encoder.layer[-1].output.LayerNorm.bias[0] = 1e5
+    models = (stage_models("general")[0], teacher)
+    trainer = make_trainer(tmp_path / "run", "general", models, teacher_cache=str(tmp_path / "cache"))
+    assert math.isfinite(trainer.train().training_loss)

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import make_trainer, stage_models, stage_text, tiny_text, weights_of
+from tiny_training import OTHER_SIZES, make_trainer, stage_models, stage_text, tiny_text, weights_of
 from transformers import TrainerCallback
 
 from modeling_spikebert.distillation import trainer as trainer_module
@@ -219,3 +219,49 @@ def test_every_loss_and_firing_rate_reaches_tensorboard(tmp_path, stage, monkeyp
     assert [event.value for event in events.Scalars("train/loss_embeddings")] == pytest.approx(logged)
     mean = [events.Scalars(f"train/firing_rate_layer_{i}")[0].value for i in (1, 2)]
     assert events.Scalars("train/firing_rate")[0].value == pytest.approx(sum(mean) / 2)
+
+
+def test_float16_leaves_gradients_that_overflow_to_its_scaler(tmp_path):
+    """It looks for its scale by them; the scaler is there on a GPU only."""
+    trainer = make_trainer(tmp_path, "task")
+    trainer.accelerator.scaler = object()
+    trainer.model.classifier.bias.grad = torch.full((3,), math.inf)
+    assert math.isinf(trainer._get_grad_norm(trainer.model, torch.tensor(math.inf)))
+    assert math.isinf(trainer.model.classifier.bias.grad[0])
+    trainer.accelerator.scaler = None
+    with pytest.raises(FloatingPointError):
+        trainer._get_grad_norm(trainer.model, torch.tensor(math.inf))
+
+
+def test_several_evaluation_sets_have_names_and_do_not_slow_the_speed(tmp_path):
+    sets = {"near": tiny_text(4, seed=1), "far": tiny_text(4, seed=2)}
+    options = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(tmp_path, "task", trainer_options={"eval_dataset": sets}, **options)
+    trainer.train()
+    losses = [
+        [entry[f"eval_{name}_loss_logits"] for entry in trainer.state.log_history if f"eval_{name}_loss" in entry]
+        for name in sets
+    ]
+    assert [len(values) for values in losses] == [2, 2]
+    assert losses[0] != losses[1]
+    assert not any("eval_loss_logits" in entry for entry in trainer.state.log_history)
+    assert all(entry["samples_per_second"] > 0 for entry in trainer.state.log_history if "loss" in entry)
+
+
+def test_projections_without_a_loss_are_not_trained(tmp_path):
+    """Or DDP waits for gradients that never come."""
+    trainer = make_trainer(tmp_path, "task", stage_models("task", **OTHER_SIZES), hidden_state_weight=0.0)
+    frozen = {name for name, parameter in trainer.projections.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in trainer.projections.named_parameters() if name.startswith("layers.")}
+    before = weights_of(trainer.projections)
+    trainer.train()
+    moved = {name for name, weight in weights_of(trainer.projections).items() if not torch.equal(weight, before[name])}
+    assert moved == {"embeddings.weight"}
+
+
+@pytest.mark.parametrize("label", [1.0, math.nan, "good", None])
+def test_labels_that_are_no_class_ids_are_refused_by_row(tmp_path, label):
+    labels = [label if i == 2 else type(label)(0) if isinstance(label, float | str) else 0 for i in range(4)]
+    rows = tiny_text(4, labels=None).add_column("labels", labels)
+    with pytest.raises(ValueError, match=r"Row [13] has the label .*, but a class id is an integer"):
+        make_trainer(tmp_path, "task", trainer_options={"train_dataset": rows})

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -20,10 +21,12 @@ FREE_FIELDS = {"_name_or_path", "architectures", "auto_map", "dtype", "problem_t
 
 
 def begin(folder: Path) -> None:
-    """Declares that a checkpoint is being written to `folder`, also over an older one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Declares that a checkpoint is being written to `folder`; an older one in its place goes."""
+    if folder.exists():
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     (folder / INCOMPLETE_NAME).touch()
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def complete(folder: Path) -> None:
@@ -44,18 +47,18 @@ def complete(folder: Path) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a training, complete or not, by step."""
-    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
-    return sorted((path for path, step in steps.items() if step), key=lambda path: int(path.name.split("-")[1]))
+    paths = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(paths, key=_step)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [path for path in checkpoints(folder) if (path / MANIFEST_NAME).is_file()]
+def last_checkpoint(folder: Path, step: float = math.inf) -> Path | None:
+    """The newest checkpoint, up to a step, that was written to its end."""
+    whole = [path for path in checkpoints(folder) if (path / MANIFEST_NAME).is_file() and _step(path) <= step]
     return whole[-1] if whole else None
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Removes checkpoints that a killed training left half-written; those of other trainers stay."""
+    """Removes checkpoints that a killed training left half-written; not those of a plain Trainer, which has no mark."""
     for path in checkpoints(folder):
         if (path / INCOMPLETE_NAME).is_file() and not (path / MANIFEST_NAME).is_file():
             logger.warning(f"{path} was not written to its end; it is removed.")
@@ -109,6 +112,10 @@ def check_checkpoint(folder: Path, config: PreTrainedConfig) -> None:
             + ", ".join(f"{name} is {theirs} there and {ours} here" for name, (theirs, ours) in differing.items())
             + ". Build the student as it was built for this training."
         )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _sha256(file: Path) -> str:

@@ -40,13 +40,15 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel, stage: str)
 
 
 def check_label_range(student: PreTrainedModel, dataset: Any) -> None:
-    """Refuses class ids outside the classifier before training; on an accelerator the model cannot check them."""
+    """Refuses labels that are no class ids before training; on an accelerator the model cannot check them."""
     columns = getattr(dataset, "column_names", None) or []
     num_labels = len(student.config.id2label or {})
     one_label = student.config.problem_type in (None, "single_label_classification") and num_labels > 1
     if not one_label or "labels" not in columns or not hasattr(dataset, "__len__"):
         return
     for row, label in enumerate(dataset["labels"]):
+        if isinstance(label, float | str | None):
+            raise ValueError(f"Row {row + 1} has the label {label!r}, but a class id is an integer (-100: no label).")
         if isinstance(label, int) and label != -100 and not 0 <= label < num_labels:
             raise ValueError(f"Row {row + 1} has the label {label}, but the student has {num_labels} labels (from 0).")
 

@@ -6,6 +6,8 @@ import math
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -92,11 +95,18 @@ class DistillationTrainer(Trainer):
             loading.dispatch_batches = False
 
         super().__init__(model=model, args=args, **kwargs)
+        if relations and self.is_fsdp_enabled:
+            raise ValueError("attention_relation_weight must be 0 under FSDP, which hides keys and values of a block.")
+        if args.non_finite == "skip" and self.is_deepspeed_enabled:
+            raise ValueError("non_finite must be 'stop' under DeepSpeed: its step is done before a gradient is seen.")
         self.projections = FeatureProjections(  # here, because the Trainer has set the seed
             len(self.layer_map), model.config.hidden_size, teacher.config.hidden_size, embedding_table(teacher).shape[1]
         )
         if args.initial_projections is not None:
             self._load_projections(args.initial_projections)
+        # Without a loss they have no gradient, for which DDP would wait.
+        self.projections.layers.requires_grad_(args.hidden_state_weight > 0)
+        self.projections.embeddings.requires_grad_(args.embedding_weight > 0)
         self.projections.attach(model, relations)
         self.student = model
         # What the model card says beside what the trainer knows: keyword arguments of `create_model_card`.
@@ -116,20 +126,30 @@ class DistillationTrainer(Trainer):
         # By mode and name: sum over sentences, and their number. Kept on the device until they are logged.
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._skipped_in_a_row = 0
+        self._prefix = "eval"  # of the evaluation that is logged next
         # From here the seconds of training are counted; it moves on by what evaluations and checkpoints take.
         self._clock = self._clock_of_run = time.perf_counter()
 
     def _cache_teacher(self, folder: Path) -> None:
-        batch_size = self.args.per_device_eval_batch_size
+        if getattr(self.processing_class, "padding_side", "right") != "right":
+            raise ValueError("teacher_cache needs padding on the right, or positions would differ from batch to batch.")
         with self.args.main_process_first(desc="running the teacher"), self.accelerator.autocast():
-            self.train_dataset = cached(self.train_dataset, self._run_teacher, self.data_collator, batch_size, folder)
+            self.train_dataset = cached(
+                self.train_dataset,
+                self._run_teacher,
+                self.data_collator,
+                self.args.per_device_eval_batch_size,
+                folder,
+                self.accelerator.mixed_precision,
+            )
         num_states = len(self.layer_map) + (2 if self._run_teacher.relations else 0)
         self.data_collator = CachedTeacherCollator(self.data_collator, num_states)
 
     def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns: Any = [*(self._signature_columns or []), STATES, LOGITS]
-        self._signature_columns = columns
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            columns: Any = self._signature_columns
+            columns += [STATES, LOGITS]
 
     # The loss
 
@@ -202,7 +222,7 @@ class DistillationTrainer(Trainer):
     # What is not finite
 
     def _not_finite(self, what: str) -> FloatingPointError:
-        checkpoint = last_checkpoint(Path(str(self.args.output_dir)))
+        checkpoint = last_checkpoint(Path(str(self.args.output_dir)), self.state.global_step)
         return FloatingPointError(
             f"The loss is not finite at step {self.state.global_step} of stage {self.args.stage!r}: {what}. Last "
             f"checkpoint: {checkpoint or 'none yet'}. Lower the learning rate (now {self.args.learning_rate}) or train "
@@ -215,9 +235,13 @@ class DistillationTrainer(Trainer):
         if math.isfinite(float(grad_norm)):
             self._skipped_in_a_row = 0
             return grad_norm
+        scaled = self.accelerator.scaler is not None  # float16 finds its scale by such steps, and skips them itself
         if self.args.non_finite == "stop":
+            if scaled:
+                return grad_norm
             raise self._not_finite(f"the norm of the gradient is {float(grad_norm)}")
-        model.zero_grad()  # the optimiser leaves weights without a gradient alone, and its moments
+        if not scaled:
+            model.zero_grad()  # the optimiser leaves weights without a gradient alone, and its moments
         self._sums["train"]["skipped_steps"] += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == MOST_SKIPPED_STEPS:
@@ -257,7 +281,7 @@ class DistillationTrainer(Trainer):
         mode = self._mode()
         sums = self._sums[mode]
         if sums:
-            prefix = "" if mode == "train" else "eval_"
+            prefix = "" if mode == "train" else f"{self._prefix}_"
             skipped = sums.pop("skipped_steps", 0)  # the same on all processes
             names = sorted(sums)
             values = [torch.as_tensor(sums[name], dtype=torch.float32, device=self.args.device) for name in names]
@@ -276,7 +300,7 @@ class DistillationTrainer(Trainer):
         now = time.perf_counter()
         seconds, seconds_of_run = now - self._clock, now - self._clock_of_run
         self._clock = now
-        done = self.state.global_step - self._initial_global_step
+        done = max(self.state.global_step - self._initial_global_step, 1)
         return {
             "samples_per_second": sentences / seconds,
             "tokens_per_second": tokens / seconds,
@@ -284,11 +308,19 @@ class DistillationTrainer(Trainer):
             "seconds_left": (self.state.max_steps - self.state.global_step) * seconds_of_run / done,
         }
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
         start = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
+        self._prefix = metric_key_prefix  # of one data set among several it has the name
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self._clock += time.perf_counter() - start
-        return metrics
+        return output
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """The number of sentences in the accumulated batches of all processes; labelled or not."""
@@ -320,6 +352,7 @@ class DistillationTrainer(Trainer):
             remove_incomplete(folder)
             pairs = ", ".join(f"{i} <- {n}" for i, n in enumerate(self.layer_map, start=1))
             print(f"Layer map (student <- teacher): {pairs}")
+        self._sums["train"].clear()
         self._clock = self._clock_of_run = time.perf_counter()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -346,51 +379,64 @@ class DistillationTrainer(Trainer):
         start = time.perf_counter()
         args, run_dir = self.args, Path(self._get_output_dir(trial))
         folder = run_dir / f"checkpoint-{self.state.global_step}"
-        previous = last_checkpoint(run_dir)
-        # Older checkpoints go, and this one is pushed, when it is whole.
-        limit, args.save_total_limit, push, args.push_to_hub = args.save_total_limit, None, args.push_to_hub, False
-        try:
+        limit, push = args.save_total_limit, args.push_to_hub
+        with self._writing(folder):
             if args.should_save:
                 checkpoints.begin(folder)
-            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            try:  # older checkpoints go, and this one is pushed, when it is whole
+                args.save_total_limit, args.push_to_hub = None, False
+                super()._save_checkpoint(model, trial)
+            finally:
+                args.save_total_limit, args.push_to_hub = limit, push
             self.accelerator.wait_for_everyone()
             if args.should_save:
+                torch.save(args, folder / TRAINING_ARGS_NAME)  # with the values that it really has
                 if isinstance(self.train_dataset, TextStream):
                     place = self.train_dataset.state_dict(self._sequences_in(self.state.global_step))
                     if place is not None:
                         (folder / STREAM_NAME).write_text(json.dumps(place), encoding="utf-8")
                 checkpoints.complete(folder)
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk has many names
-            shutil.rmtree(folder, ignore_errors=True)
-            raise OSError(
-                f"{folder} could not be written ({error}); its disk has {shutil.disk_usage(run_dir).free / 1e6:.1f} MB "
-                f"free. Last checkpoint: {previous or 'none yet'}; free space and resume from it."
-            ) from error
-        finally:
-            args.save_total_limit, args.push_to_hub = limit, push
         if push:
             self._push_from_checkpoint(str(folder))
         if args.should_save:
             rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
         self._clock += time.perf_counter() - start
 
+    @contextmanager
+    def _writing(self, folder: Path) -> Iterator[None]:
+        """Says what is left when a folder cannot be written; a checkpoint that was begun goes."""
+        try:
+            yield
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk has many names
+            if self.args.should_save and (folder / checkpoints.INCOMPLETE_NAME).is_file():
+                shutil.rmtree(folder)
+            last = last_checkpoint(Path(str(self.args.output_dir)), self.state.global_step)
+            disk = next(path for path in folder.resolve().parents if path.exists())
+            raise OSError(
+                f"{folder} could not be written ({error}); its disk has "
+                f"{shutil.disk_usage(disk).free / 1e6:.1f} MB free. Last checkpoint: {last or 'none yet'}; if "
+                "the disk is full, free space, and resume from it."
+            ) from error
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         cls: Any = type(self.student)
         if cls.__module__.startswith("torch."):  # FSDP's class of a sharded student: its code would be torch's
             cls._auto_class = None
-        super().save_model(output_dir, _internal_call=True)
-        if self.args.should_save:
-            save_code_files(self.student, folder)
         # Checkpoints are for resuming, and the stage-1 student is for stage 2; a finished student needs no projections.
         # The Trainer names the folder of a checkpoint, but not the output folder that `push_to_hub` saves to.
         is_checkpoint = _internal_call and output_dir is not None
-        if is_checkpoint or self.args.stage == "general":
-            weights = self._projection_weights()
+        with nullcontext() if is_checkpoint else self._writing(folder):
+            super().save_model(output_dir, _internal_call=True)
             if self.args.should_save:
-                safetensors.torch.save_file(weights, folder / PROJECTIONS_NAME)
-        if self.args.should_save and not _internal_call:
-            self._write_model_card(folder)
+                save_code_files(self.student, folder)
+            if is_checkpoint or self.args.stage == "general":
+                weights = self._projection_weights()
+                if self.args.should_save:
+                    safetensors.torch.save_file(weights, folder / PROJECTIONS_NAME)
+            if self.args.should_save and not _internal_call:
+                self._write_model_card(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -440,8 +486,8 @@ class DistillationTrainer(Trainer):
 
 def labelled_by_teacher(labels: Tensor, teacher_logits: Tensor) -> Tensor:
     """Labels of which those that are missing (class -100, or no number) are the teacher's predictions."""
+    if labels.shape == teacher_logits.shape and labels.shape[-1] > 1:  # several labels for a sentence
+        return labels
     if labels.is_floating_point():
         return torch.where(labels.isnan(), teacher_logits.view_as(labels).to(labels.dtype), labels)
-    if labels.dim() > 1:  # several labels for a sentence
-        return labels
     return torch.where(labels == -100, teacher_logits.argmax(-1), labels)
