@@ -265,3 +265,52 @@ def test_labels_that_are_no_class_ids_are_refused_by_row(tmp_path, label):
     rows = tiny_text(4, labels=None).add_column("labels", labels)
     with pytest.raises(ValueError, match=r"Row [13] has the label .*, but a class id is an integer"):
         make_trainer(tmp_path, "task", trainer_options={"train_dataset": rows})
+
+
+# Fewer time steps first
+
+
+@stages
+def test_the_first_part_of_a_curriculum_has_fewer_time_steps(tmp_path, stage):
+    class Look(TrainerCallback):
+        def __init__(self):
+            self.steps, self.batches = [], []
+
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            model.base_model.encoding.register_forward_hook(
+                lambda module, inputs, output: self.batches.append((model.training, len(output)))
+            )
+
+    look = Look()
+    trainer = make_trainer(
+        tmp_path,
+        stage,
+        trainer_options={"callbacks": [look]},
+        max_steps=5,
+        curriculum_time_steps=2,
+        curriculum_ratio=0.4,
+        eval_strategy="steps",
+        eval_steps=1,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train()
+    assert [steps for training, steps in look.batches if training] == [2, 2, 2, 2, 4, 4, 4, 4, 4, 4]
+    assert {steps for training, steps in look.batches if not training} == {4}
+    assert trainer.student.base_model.encoding.num_time_steps == trainer.student.config.num_time_steps == 4
+
+
+def test_a_curriculum_is_resumed_where_it_stopped(tmp_path):
+    options = {"max_steps": 6, "curriculum_time_steps": 1, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(tmp_path / "whole", "task", **options)
+    whole.train()
+    for step in (2, 4):
+        resumed = make_trainer(tmp_path / "resumed", "task", **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        expected = weights_of(whole.model)
+        assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(resumed.model).items())
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_a_curriculum_of_as_many_time_steps_is_refused(tmp_path, steps):
+    with pytest.raises(ValueError, match=f"must be smaller than the student's 4 time steps, got {steps}"):
+        make_trainer(tmp_path, "task", curriculum_time_steps=steps)
