@@ -59,7 +59,7 @@ class AugmentationSettings:
         metadata={"help": "Probability that a word is replaced by a masked language model. TinyBERT: 0.4."},
     )
     p_ngram: float = field(default=0.25, metadata={"help": "Probability that a copy is cut to 1 to 5 of its words."})
-    mask_token: str = field(default="[MASK]", metadata={"help": "The teacher's mask token; RoBERTa has <mask>."})
+    mask_token: str = field(default="[MASK]", metadata={"help": "The teacher's mask token, if it has another."})
     seed: int = field(default=0, metadata={"help": "Seed of all draws."})
 
     def __post_init__(self) -> None:
