@@ -690,3 +690,14 @@ def test_tokenizer_without_words(tmp_path):
     tokenizer = BertTokenizerFast.from_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"has no words.*save_pretrained"):
         tokenize(Dataset.from_dict({"text": ["fine day"]}), tokenizer, 8)
+
+
+def test_an_augmented_file_beside_one_with_other_column_names(tmp_path):
+    """`spikebert augment` writes our names, whatever those of its input were."""
+    augmented, validation = tmp_path / "augmented.parquet", tmp_path / "validation.parquet"
+    rows = {"text": ["a", "b", "c"], "label": ["x", "y", None], "kind": ["original", "original", "masking"]}
+    Dataset.from_dict(rows).to_parquet(augmented)
+    Dataset.from_dict({"sentence": ["d"], "class": ["y"]}).to_parquet(validation)
+    text = load_labelled(str(augmented), str(validation), "sentence", "class")
+    assert text.train["label"][:] == [0, 1, -100]
+    assert text.validation["text"][:] == ["d"]

@@ -19,7 +19,7 @@ from modeling_spikebert.data import DataError
 from modeling_spikebert.data import streams as streams_module
 from modeling_spikebert.data.streams import TextStream
 
-TEXT_EN = Path("/work/shared") / "data" / "text-en"
+TEXT_EN = Path(__file__).parents[2] / "shared" / "data" / "text-en"
 # pandas leaves a file open that is not read to its end; it is closed when its generator is collected, in any test.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning",

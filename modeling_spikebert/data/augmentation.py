@@ -173,7 +173,7 @@ def _tagger(language: str) -> Callable[[str], tuple[list[str], list[str]]]:
         return {"en": _english, "zh": _chinese}[language]()
     except ImportError as error:
         raise ImportError(
-            f"Augmentation of language {language!r} needs {package}: pip install 'modeling_spikebert[augmentation]'"
+            f"Augmentation of language {language!r} needs {package}: pip install -c constraints.txt '.[augmentation]'"
         ) from error
 
 

@@ -76,8 +76,8 @@ def load_labelled(
 ) -> LabelledText:
     """Reads two files or Hub splits of a task.
 
-    A training file may have a column `kind`, as `spikebert augment` writes it: rows of another kind than "original" may
-    lack a label.
+    A training file may be one of `spikebert augment`, with the columns `text`, `text_pair`, `label` and `kind`: rows of
+    another kind than "original" may lack a label.
 
     Args:
         train: a csv, json lines or parquet file, or `name:split` or `name:config:split` of a data set on the Hub.
@@ -93,7 +93,11 @@ def load_labelled(
     columns = {"text": text_column, "label": label_column}
     if text_pair_column is not None:
         columns["text_pair"] = text_pair_column
-    tables = [select_columns(read_table(source, columns.values()), source, columns) for source in (train, validation)]
+    tables = []
+    for source in (train, validation):
+        table = read_table(source, columns.values())
+        augmented = "kind" in table.column_names and text_column not in table.column_names  # it has our names
+        tables.append(select_columns(table, source, {name: name for name in columns} if augmented else columns))
     return labelled_text(tables[0], tables[1], (train, validation), regression)
 
 

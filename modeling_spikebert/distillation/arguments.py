@@ -70,7 +70,10 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     initial_projections: str | None = field(
         default=None,
-        metadata={"help": "Folder of the stage-1 student, to go on with the projections that it was trained with."},
+        metadata={
+            "help": "Folder of the stage-1 student, to go on with the projections that it was trained with. "
+            "run_distillation.py takes those of --model_name_or_path by itself."
+        },
     )
     teacher_cache: str | None = field(
         default=None,
