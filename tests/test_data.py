@@ -449,7 +449,7 @@ def test_half_of_a_surrogate_pair_in_json_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("start", ["", "\n ", "\ufeff"], ids=["at_once", "after_space", "after_mark"])
-def test_json_that_begins_with_null(tmp_path, start):
+def test_json_thatbegins_with_null(tmp_path, start):
     file = tmp_path / "data.jsonl"
     file.write_text(start + 'null\n{"text": "a"}\n')
     with refused("begins with null", file):

@@ -241,7 +241,7 @@ def test_numbers_are_no_text(tmp_path, suffix):
         stream_of(write(tmp_path / f"text{suffix}", [1.5, 2.5]))
 
 
-def test_json_that_begins_with_null(tmp_path):
+def test_json_thatbegins_with_null(tmp_path):
     (tmp_path / "text.jsonl").write_text('null\n{"text": "word1"}\n')
     with pytest.raises(DataError, match="it begins with null"):
         stream_of(tmp_path / "text.jsonl")

@@ -14,7 +14,7 @@ from datasets import load_dataset
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from .texts import FILE_TYPES, DataError, _begins_with_null, has_text
+from .texts import FILE_TYPES, DataError, begins_with_null, has_text
 
 STREAM_TYPES = FILE_TYPES | {".txt": "text"}
 PACKINGS = ("none", "length", "packed")
@@ -234,7 +234,7 @@ def open_rows(source: str, text_column: str) -> tuple[datasets.IterableDataset, 
                 text_column = "text"
             if kind == "csv":  # see `read_table`
                 options = {"keep_default_na": False, "converters": {text_column: str}}
-            if kind == "json" and any(_begins_with_null(file) for file in files):  # as there
+            if kind == "json" and any(begins_with_null(file) for file in files):  # as there
                 raise DataError(f"{source}: cannot be read as json: it begins with null. Every row must have columns.")
             if kind == "parquet":
                 options = {"columns": [text_column]}

@@ -174,7 +174,7 @@ def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
             raise DataError(f"{source}: no such file. Check the path.")
         if not Path(source).stat().st_size:
             raise DataError(f"{source}: the file is empty. Was it written completely?")
-        if FILE_TYPES[suffix] == "json" and _begins_with_null(source):  # pyarrow 26 ends the process there
+        if FILE_TYPES[suffix] == "json" and begins_with_null(source):  # pyarrow 26 ends the process there
             raise DataError(f"{source}: cannot be read as json: it begins with null. Every row must have columns.")
         # In a csv a text "null", "NA" or "12" is text as well; pandas would read a missing value or a number.
         options: dict[str, Any] = {"keep_default_na": False, "converters": dict.fromkeys(text_columns, str)}
@@ -359,7 +359,7 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def _begins_with_null(source: str) -> bool:
+def begins_with_null(source: str) -> bool:
     with Path(source).open("rb") as lines:
         first = next((line for line in lines if line.strip()), b"")
     return first.removeprefix(codecs.BOM_UTF8).strip().startswith(b"null")
