@@ -207,12 +207,9 @@ def general_stage(
         student = SpikeBertModel.from_pretrained(model_args.model_name_or_path)
     if data_args.train_file is None:
         raise DataError("--stage general needs --train_file: text without labels.")
-    train: Any = None
-    if data_args.streaming:
-        if args.max_steps < 1:
-            raise ValueError("--streaming needs --max_steps: a stream has no end.")
-    else:
-        train = load_unlabelled(data_args.train_file, data_args.text_column)
+    if data_args.streaming and args.max_steps < 1:
+        raise ValueError("--streaming needs --max_steps: a stream has no end.")
+    train = None if data_args.streaming else load_unlabelled(data_args.train_file, data_args.text_column)
     validation = None
     if data_args.validation_file is not None:
         validation = load_unlabelled(data_args.validation_file, data_args.text_column)

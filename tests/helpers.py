@@ -29,6 +29,11 @@ tracing = pytest.mark.filterwarnings(
 )
 
 
+def flags(**options: object) -> list[str]:
+    """Options of a command line."""
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+
 def tiny_config(mode: str = "default", **overrides) -> SpikeBertConfig:
     build = {"default": SpikeBertConfig, "reference": SpikeBertConfig.reference}[mode]
     return build(**(SIZES | overrides))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CODE_FILES
+from helpers import CODE_FILES, flags
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny_training import tiny_teacher, tiny_tokenizer
@@ -73,7 +73,7 @@ def test_console_script_lists_every_command(capsys):
     assert output.returncode == 0, output.stderr
     assert output.stdout.startswith("usage: spikebert COMMAND")
     assert output.stderr == ""
-    for name, (summary, _) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         assert f"  {name}" in output.stdout
         assert summary in output.stdout
     for arguments in ([], ["-h"]):
@@ -461,10 +461,6 @@ def test_energy_refuses_sizes_of_zero(option, capsys):
 
 
 # The example script
-
-
-def flags(**options: object) -> list[str]:
-    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from helpers import flags
 from safetensors.torch import load_file
 from tiny_training import LABELS, tiny_teacher, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
@@ -41,9 +42,8 @@ def launch(command: list[object], folder: Path, output: str, batch_size: int, **
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    arguments = [part for name, value in (common | options).items() for part in (f"--{name}", value)]
     result = subprocess.run(
-        [str(part) for part in (*command, *arguments)],
+        [*map(str, command), *flags(**(common | options))],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TENSORBOARD_LOGGING_DIR": f"{output}/events"},
         capture_output=True,

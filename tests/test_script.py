@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from helpers import flags
 from safetensors.torch import load_file
 from tiny_training import BERT_SIZES, LABELS, tiny_teacher, tiny_tokenizer
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification, BertTokenizerFast, pipeline
@@ -33,8 +34,7 @@ def script(monkeypatch, **options: Any) -> dict[str, Any]:
         "disable_tqdm": True,
         "report_to": "none",
     }
-    arguments = [str(part) for name, value in (common | options).items() for part in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments])
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *flags(**(common | options))])
     threads = torch.get_num_threads()
     runpy.run_path(SCRIPT, run_name="__main__")
     torch.set_num_threads(threads)

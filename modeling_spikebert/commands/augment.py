@@ -1,6 +1,5 @@
 """`spikebert augment`: changed copies of the training text of a task, which the teacher labels in stage 2."""
 
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import HfArgumentParser
 from ..data import DataError
 from ..data.augmentation import AugmentationSettings, MaskedLanguageModel, augment
 from ..data.texts import read_table, select_columns
+from .exits import exits
 
 
 @dataclass
@@ -49,12 +49,8 @@ def main(arguments: list[str]) -> None:
     parser = HfArgumentParser(
         cast(Any, (AugmentArguments, AugmentationSettings)), prog="spikebert augment", description=__doc__
     )
-    try:
+    with exits("augment", "interrupted; nothing was written."):
         run(*parser.parse_args_into_dataclasses(arguments))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"spikebert augment: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nspikebert augment: interrupted; nothing was written.")
 
 
 def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:

@@ -9,7 +9,6 @@ import argparse
 import json
 import pickle
 import re
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from ..distillation import PROJECTIONS_NAME
 from ..distillation.projections import ATTRIBUTE, FeatureProjections
 from ..hub import model_card
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
+from .exits import exits
 
 # Published module to ours, None where it is dropped; `{i}` is the block. Each has a weight and, but for `emb`, a bias.
 ENCODER = {
@@ -77,12 +77,8 @@ TOKENIZERS = {28996: "bert-base-cased", 30522: "bert-base-uncased", 21128: "bert
 
 
 def main(arguments: list[str]) -> None:
-    try:
+    with exits("convert"):
         run(parse(arguments))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"spikebert convert: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nspikebert convert: interrupted.")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

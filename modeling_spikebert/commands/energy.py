@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,12 @@ from ..energy import (
     measured_energy,
 )
 from ..modeling_spikebert import first_position_of
+from .exits import exits
 
 
 def main(arguments: list[str]) -> None:
-    try:
+    with exits("energy"):
         run(parse(arguments))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"spikebert energy: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nspikebert energy: interrupted.")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

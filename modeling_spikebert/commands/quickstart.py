@@ -31,6 +31,7 @@ from ..distillation import DistillationTrainer, DistillationTrainingArguments, F
 from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
+from .exits import exits
 
 NUM_ENERGY_SENTENCES = 200
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
@@ -79,12 +80,8 @@ class QuickstartArguments:
 
 def main(arguments: list[str]) -> None:
     parser = HfArgumentParser(cast(Any, QuickstartArguments), prog="spikebert quickstart", description=__doc__)
-    try:
+    with exits("quickstart", "interrupted; the run folder keeps the stages that were finished."):
         run(*parser.parse_args_into_dataclasses(arguments))
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"spikebert quickstart: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nspikebert quickstart: interrupted; the run folder keeps the stages that were finished.")
 
 
 def run(args: QuickstartArguments) -> dict[str, Any]:

@@ -129,10 +129,10 @@ class DistillationTrainingArguments(TrainingArguments):
         }
 
 
-def _layers(layer_map: list[int] | str | None) -> list[int] | str:
+def _layers(layer_map: list[int] | str | None) -> list[int] | str | None:
     """A name, or the layers that a command line has as `2,4,6`."""
     if layer_map is None or isinstance(layer_map, list) or layer_map in LAYER_MAPS:
-        return layer_map or "uniform"
+        return layer_map
     try:
         return [int(layer) for layer in layer_map.split(",")]
     except ValueError:

@@ -434,14 +434,15 @@ class DistillationTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         cls: Any = type(self.student)
-        if cls.__module__.startswith("torch."):  # FSDP's class of a sharded student: its code would be torch's
+        sharded = cls.__module__.startswith("torch.")  # FSDP's class of a sharded student: its code would be torch's
+        if sharded:
             cls._auto_class = None
         # Checkpoints are for resuming, and the stage-1 student is for stage 2; a finished student needs no projections.
         # The Trainer names the folder of a checkpoint, but not the output folder that `push_to_hub` saves to.
         is_checkpoint = _internal_call and output_dir is not None
         with nullcontext() if is_checkpoint else self._writing(folder):
             super().save_model(output_dir, _internal_call=True)
-            if self.args.should_save:
+            if sharded and self.args.should_save:
                 save_code_files(self.student, folder)
             if is_checkpoint or self.args.stage == "general":
                 weights = self._projection_weights()
