@@ -12,18 +12,23 @@
         --model_name_or_path runs/stage1 --output_dir runs/student \
         --train_file train.csv --validation_file validation.csv --learning_rate 5e-4 --num_train_epochs 3
 
-All options may stand in one json or yaml file instead: `run_distillation.py recipe.yaml` (yaml wants `5.0e-4`). Data
-are csv, json lines or parquet files, splits on the Hub (`name:split`), or a task by its name (`--task sst2`). After an
+Options may stand in a json or yaml file, and those behind it go before it: `run_distillation.py recipe.yaml --seed 1`
+(`examples/recipes` has those of docs/results.md). Data are csv, json lines or parquet files, splits on the Hub (`name:split`), or a task by its name (`--task sst2`). After an
 interruption the same command goes on with `--resume_from_checkpoint last`. docs/training.md has every option.
 """
 
 import json
+import platform
+import shlex
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
@@ -61,6 +66,7 @@ from modeling_spikebert.energy import compare_energy
 from modeling_spikebert.hub import CodeFilesCallback
 
 NUM_ENERGY_SENTENCES = 100
+RECORDED_PACKAGES = ("modeling_spikebert", "torch", "transformers", "datasets", "accelerate", "tokenizers")
 
 
 @dataclass
@@ -77,7 +83,17 @@ class ModelArguments:
         default=None, metadata={"help": "Fields of the new student's config that differ from the teacher's, as json."}
     )
 
+    from_scratch: bool = field(
+        default=False,
+        metadata={
+            "help": "For comparison: a new student with the vocabulary and sizes of --teacher but none of its weights, "
+            "which learns from the labels alone."
+        },
+    )
+
     def __post_init__(self) -> None:
+        if self.from_scratch and (self.teacher is None or self.model_name_or_path is not None):
+            raise ValueError("--from_scratch takes --teacher, for vocabulary and sizes, and no --model_name_or_path.")
         if self.teacher is None and self.model_name_or_path is None:
             raise ValueError("Pass --teacher (distillation), --model_name_or_path (plain fine-tuning), or both.")
         if isinstance(self.student_config, str):
@@ -136,23 +152,19 @@ class DataArguments:
 
 
 def main() -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, DistillationTrainingArguments))
-    if len(sys.argv) == 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
-        read = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
-        model_args, data_args, args = read(sys.argv[1])
-    else:
-        model_args, data_args, args = parser.parse_args_into_dataclasses()
+    model_args, data_args, args = read_arguments(sys.argv[1:])
     set_seed(args.seed)
 
     if data_args.streaming and args.stage != "general":
         raise ValueError("--streaming is for text without labels: --stage general.")
     if args.stage == "general":
         trainer = general_stage(model_args, data_args, args)
-    elif model_args.teacher is not None:
+    elif model_args.teacher is not None and not model_args.from_scratch:
         trainer = task_stage(model_args, data_args, args)
     else:
         trainer = fine_tuning(model_args, data_args, args)
 
+    record_run(args)
     result = trainer.train(resume_from_checkpoint=resume_point(trainer, args))
     trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
@@ -166,12 +178,46 @@ def main() -> None:
     trainer.save_model()  # with --push_to_hub it pushes, too
 
 
+def read_arguments(options: list[str]) -> tuple[ModelArguments, DataArguments, DistillationTrainingArguments]:
+    """The arguments of a command line that may begin with a recipe: a json or yaml file with options."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, DistillationTrainingArguments))
+    if options and options[0].endswith((".json", ".yaml", ".yml")):
+        file, *options = options
+        try:
+            recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))  # json is yaml, too
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is no yaml or json: {error}") from error
+        known = {action.dest for action in parser._actions}
+        if not isinstance(recipe, dict) or not recipe.keys() <= known:
+            wrong = sorted(map(str, recipe.keys() - known)) if isinstance(recipe, dict) else "no options"
+            raise ValueError(f"{file} must have options of this script as keys (see --help), got {wrong}.")
+        parser.set_defaults(**recipe)
+    return parser.parse_args_into_dataclasses(options)
+
+
 def resume_point(trainer: Trainer, args: DistillationTrainingArguments) -> str | None:
     """`DistillationTrainer` knows what "last" means; a plain `Trainer`, which writes its state last, wants a folder."""
     if args.resume_from_checkpoint != "last" or isinstance(trainer, DistillationTrainer):
         return args.resume_from_checkpoint
     written = [path for path in checkpoints(Path(str(args.output_dir))) if (path / "trainer_state.json").is_file()]
     return str(written[-1]) if written else None
+
+
+def record_run(args: DistillationTrainingArguments) -> None:
+    """Writes `run.json`: what it takes to do this run again."""
+    if args.process_index == 0:
+        run = {
+            "command": shlex.join(["python", *sys.argv]),
+            "seed": args.seed,
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in RECORDED_PACKAGES},
+            "machine": platform.machine(),
+            "processes": args.world_size,
+            "threads": torch.get_num_threads(),
+        }
+        folder = Path(str(args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n")
 
 
 def compare_energies(trainer: DistillationTrainer) -> None:
@@ -280,12 +326,16 @@ def distillation_trainer(
 def fine_tuning(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> Trainer:
     text = read_labelled(data_args)
     text.check_all_labelled()
+    source = model_args.teacher if model_args.from_scratch else model_args.model_name_or_path
     model = AutoModelForSequenceClassification.from_pretrained(
-        model_args.model_name_or_path, ignore_mismatched_sizes=True, **text.label_maps
+        source, ignore_mismatched_sizes=True, **text.label_maps
     )
+    if model_args.from_scratch:
+        like_teacher = SpikeBertForSequenceClassification.from_teacher(model, **(model_args.student_config or {}))
+        model = SpikeBertForSequenceClassification(like_teacher.config)
     if not isinstance(model, SpikeBertForSequenceClassification):
         model.accepts_loss_kwargs = False  # transformers' own classifiers take num_items_in_batch and do not use it
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(source)
     args.logging_nan_inf_filter = False  # or a loss that is not finite would be logged as 0
     return Trainer(
         model,

@@ -165,6 +165,7 @@ class SpikeBertSelfAttention(nn.Module):
         self.context_neuron = SpikeBertNeuron(config, v_threshold=config.attention_v_threshold)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.output_norm.initial_gain = config.branch_init_scale if before else 1.0
         self.output_neuron = nn.Identity() if before else SpikeBertNeuron(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -199,6 +200,7 @@ class SpikeBertMLP(nn.Module):
         self.intermediate_neuron = SpikeBertNeuron(config)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.output_norm.initial_gain = config.branch_init_scale if before else 1.0
         self.output_neuron = nn.Identity() if before else SpikeBertNeuron(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -281,6 +283,8 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             # divides by its own spread. Were all biases 0, gradients there would grow by layer_norm_eps**-0.5 a layer.
             bound = module.in_features**-0.5
             init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm) and hasattr(module, "initial_gain"):
+            init.constant_(module.weight, module.initial_gain)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
