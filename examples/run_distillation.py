@@ -13,8 +13,9 @@
         --train_file train.csv --validation_file validation.csv --learning_rate 5e-4 --num_train_epochs 3
 
 Options may stand in a json or yaml file, and those behind it go before it: `run_distillation.py recipe.yaml --seed 1`
-(`examples/recipes` has those of docs/results.md). Data are csv, json lines or parquet files, splits on the Hub (`name:split`), or a task by its name (`--task sst2`). After an
-interruption the same command goes on with `--resume_from_checkpoint last`. docs/training.md has every option.
+(`examples/recipes` has those of docs/results.md). Data are csv, json lines or parquet files, splits on the Hub
+(`name:split`), or a task by its name (`--task sst2`). After an interruption the same command goes on with
+`--resume_from_checkpoint last`. docs/training.md has every option.
 """
 
 import json
@@ -183,16 +184,24 @@ def read_arguments(options: list[str]) -> tuple[ModelArguments, DataArguments, D
     parser = HfArgumentParser((ModelArguments, DataArguments, DistillationTrainingArguments))
     if options and options[0].endswith((".json", ".yaml", ".yml")):
         file, *options = options
-        try:
-            recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))  # json is yaml, too
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file} is no yaml or json: {error}") from error
-        known = {action.dest for action in parser._actions}
-        if not isinstance(recipe, dict) or not recipe.keys() <= known:
-            wrong = sorted(map(str, recipe.keys() - known)) if isinstance(recipe, dict) else "no options"
-            raise ValueError(f"{file} must have options of this script as keys (see --help), got {wrong}.")
+        recipe = read_recipe(Path(file))
+        unknown = recipe.keys() - {action.dest for action in parser._actions}
+        if unknown:
+            raise ValueError(f"{file} has keys that are no options of this script (see --help): {sorted(unknown)}.")
         parser.set_defaults(**recipe)
     return parser.parse_args_into_dataclasses(options)
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """The options of a recipe and, where it has none, of the recipe beside it that it names as `base`."""
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))  # json is yaml, too
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no yaml or json: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{file} must have one option a line, such as `stage: task`.")
+    base = recipe.pop("base", None)
+    return recipe if base is None else read_recipe(file.parent / base) | recipe
 
 
 def resume_point(trainer: Trainer, args: DistillationTrainingArguments) -> str | None:
@@ -327,9 +336,7 @@ def fine_tuning(model_args: ModelArguments, data_args: DataArguments, args: Dist
     text = read_labelled(data_args)
     text.check_all_labelled()
     source = model_args.teacher if model_args.from_scratch else model_args.model_name_or_path
-    model = AutoModelForSequenceClassification.from_pretrained(
-        source, ignore_mismatched_sizes=True, **text.label_maps
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(source, ignore_mismatched_sizes=True, **text.label_maps)
     if model_args.from_scratch:
         like_teacher = SpikeBertForSequenceClassification.from_teacher(model, **(model_args.student_config or {}))
         model = SpikeBertForSequenceClassification(like_teacher.config)

@@ -1099,3 +1099,12 @@ def test_from_teacher_refuses_a_misspelt_field():
     teacher = transformers.BertModel(transformers.BertConfig(vocab_size=64, **sizes))
     with pytest.raises(ValueError, match=r"no field .*'num_time_step'"):
         SpikeBertModel.from_teacher(teacher, num_time_step=8)
+
+
+@pytest.mark.parametrize(("mode", "gain"), [("default", 0.3), ("reference", 1.0)])
+def test_branches_begin_with_a_gain_of_their_own(mode, gain):
+    model = SpikeBertModel(tiny_config(mode, branch_init_scale=0.3))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            expected = gain if name.endswith("output_norm") else 1.0
+            assert torch.equal(module.weight, torch.full_like(module.weight, expected)), name

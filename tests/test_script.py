@@ -4,6 +4,7 @@ import json
 import random
 import runpy
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from transformers import AutoConfig, BertConfig, BertForSequenceClassification, 
 from modeling_spikebert.commands import main as spikebert
 
 SCRIPT = str(Path(__file__).parent.parent / "examples" / "run_distillation.py")
+RECIPES_FOLDER = Path(SCRIPT).with_name("recipes")
+RECIPES = sorted(RECIPES_FOLDER.glob("*/*.yaml"))
 # The reader of csv files leaves a file open that is not read to its end.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
-def script(monkeypatch, **options: Any) -> dict[str, Any]:
+def script(monkeypatch, *recipe: Path, **options: Any) -> dict[str, Any]:
     """Runs it; what it says of training and evaluation."""
     common = {
         "per_device_train_batch_size": 4,
@@ -34,7 +37,7 @@ def script(monkeypatch, **options: Any) -> dict[str, Any]:
         "disable_tqdm": True,
         "report_to": "none",
     }
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *flags(**(common | options))])
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, recipe), *flags(**(common | options))])
     threads = torch.get_num_threads()
     runpy.run_path(SCRIPT, run_name="__main__")
     torch.set_num_threads(threads)
@@ -195,3 +198,79 @@ def test_chinese_from_text_to_a_pipeline(tmp_path, monkeypatch, capsys):
     classify = pipeline("text-classification", model=str(tmp_path / "student"))
     assert classify(good, truncation=True)[0]["label"] in ("negative", "positive")
     assert classify.tokenizer.tokenize(good) == list(good)
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: str(recipe.relative_to(RECIPES_FOLDER)))
+def test_recipes_are_options_of_the_script(recipe):
+    read_arguments = runpy.run_path(SCRIPT)["read_arguments"]
+    model_args, data_args, args = read_arguments([str(recipe), "--seed", "7", "--output_dir", "elsewhere"])
+    assert (args.seed, args.output_dir) == (7, "elsewhere")
+    assert args.max_steps > 0 or args.num_train_epochs > 0
+    assert data_args.streaming == (args.stage == "general")
+    assert model_args.from_scratch == (recipe.stem == "direct")
+
+
+def test_every_set_has_the_same_recipes():
+    recipes = {folder.name: {file.stem for file in folder.glob("*.yaml")} for folder in RECIPES_FOLDER.iterdir()}
+    sets = {name: files - {"best"} for name, files in recipes.items() if "teacher" in files}
+    rows = {"teacher", "student", "direct", "without_stage1", "without_logits", "without_augmentation"}
+    assert sets == dict.fromkeys(("mr", "sst2", "sst5", "subj", "chnsenti", "waimai"), rows)
+
+
+def test_a_recipe_builds_on_another_and_options_go_before_it(folder, tmp_path, monkeypatch):
+    options = files(folder) | {"student_config": {"num_hidden_layers": 1, "num_time_steps": 2}, "logit_weight": 0}
+    (tmp_path / "student.json").write_text(json.dumps(options | {"num_train_epochs": 5, "report_to": "none"}))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "direct.yaml").write_text("base: ../student.json\nfrom_scratch: true\nlearning_rate: 1e-3\n")
+    results = script(monkeypatch, tmp_path / "sub" / "direct.yaml", output_dir=tmp_path / "out", max_steps=3)
+    assert not any("logits" in name for name in results)  # labels alone
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "--max_steps 3" in run["command"]
+    assert run["seed"] == 42
+    assert run["versions"]["torch"] == version("torch")
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.model_type, config.num_hidden_layers, config.num_time_steps) == ("spikebert", 1, 2)
+    embeddings = load_file(tmp_path / "out" / "model.safetensors")["spikebert.embeddings.word_embeddings.weight"]
+    teacher = load_file(folder / "teacher" / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    assert not torch.isclose(embeddings, teacher, atol=0.01).all(1).any()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("learning_rat: 1", "no options of this script .*learning_rat"),
+        ("- stage", "one option a line"),
+        ("stage: [", "no yaml"),
+        ("base: absent.yaml", "absent.yaml"),
+        ("teacher: t\nmodel_name_or_path: m\nfrom_scratch: true", "from_scratch takes --teacher"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used(tmp_path, monkeypatch, recipe, message):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    with pytest.raises(SystemExit, match=message):
+        script(monkeypatch, tmp_path / "recipe.yaml", output_dir=tmp_path / "out")
+
+
+def test_tables_of_results(tmp_path, monkeypatch, capsys):
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    for split, labels in (("train", [0, 1, 1]), ("validation", [0, 0, 1, 0])):
+        (data / "mr").mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict({"label": labels}).to_parquet(data / "mr" / f"{split}.parquet")
+    for row, accuracy in {"teacher": 0.8, "student": 0.6, "student-1": 0.7, "student-2": 0.8, "direct": 0.5}.items():
+        (runs / "mr" / row).mkdir(parents=True)
+        (runs / "mr" / row / "eval_results.json").write_text(json.dumps({"eval_accuracy": accuracy}))
+    energy = {"ratio": {"published": 0.02, "strict": 0.04}}
+    (runs / "mr" / "student" / "energy.json").write_text(json.dumps(energy))
+    (runs / "mr" / "without_logits").mkdir()  # not finished
+    monkeypatch.setattr(sys, "argv", ["results.py", str(runs), str(data)])
+    runpy.run_path(str(Path(SCRIPT).with_name("results.py")), run_name="__main__")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [
+        "| majority | | 25.0 | | | | | |",
+        "| teacher | 1 | 80.0 | 100.0 |  |  |  | `mr/teacher.yaml` |",
+        "| student, labels alone from random weights | 1 | 50.0 | 62.5 |  |  |  | `mr/direct.yaml` |",
+        "| student, in full | 3 | 70.0 ± 10.0 | 87.5 |  | 2 | 4 | `mr/student.yaml` |",
+    ]
