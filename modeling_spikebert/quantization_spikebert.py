@@ -5,6 +5,9 @@
 
 Spikes, and the spike counts of the published shortcut, are small integers and exact in one byte: only the weights are
 rounded, to 8 bits with one scale for each output. The input needs no calibration and no scale of its own.
+
+With `"dequantize": True` the weights are int8 in the file only, word embeddings as well: a quarter of the size to store
+and send, and a float model, which trains, when it is loaded.
 """
 
 from collections.abc import Sequence
@@ -27,22 +30,15 @@ class Int8Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, device: Any = None):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-
-        def frozen(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
-
-        self.weight = frozen(out_features, in_features, dtype=torch.int8)
-        self.weight_scale = frozen(out_features)
-        self.bias = frozen(out_features)
+        self.weight = _frozen(out_features, in_features, dtype=torch.int8, device=device)
+        self.weight_scale = _frozen(out_features, device=device)
+        self.bias = _frozen(out_features, device=device)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "Int8Linear":
         """Rounds the weights of `linear`: the largest of each output becomes 127 or -127."""
         self = cls(linear.in_features, linear.out_features, linear.weight.device)
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        self.weight_scale.copy_(scale)
-        self.weight.copy_((weight / scale.unsqueeze(1)).round())
+        _round_rows(linear.weight, self.weight, self.weight_scale)
         self.bias.copy_(linear.bias.detach())
         return self
 
@@ -60,6 +56,38 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class Int8Embedding(nn.Module):
+    """An Embedding with int8 weights `[num_embeddings, embedding_dim]` and a float32 scale for each row."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, device: Any = None):
+        super().__init__()
+        self.weight = _frozen(num_embeddings, embedding_dim, dtype=torch.int8, device=device)
+        self.weight_scale = _frozen(num_embeddings, device=device)
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding) -> "Int8Embedding":
+        self = cls(embedding.num_embeddings, embedding.embedding_dim, embedding.weight.device)
+        _round_rows(embedding.weight, self.weight, self.weight_scale)
+        return self
+
+    def to_embedding(self, dtype: torch.dtype) -> nn.Embedding:
+        """The Embedding of the rounded weights."""
+        return nn.Embedding.from_pretrained((self.weight * self.weight_scale.unsqueeze(1)).to(dtype), freeze=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids] * self.weight_scale[ids].unsqueeze(-1)
+
+
+def _frozen(*shape: int, dtype: torch.dtype = torch.float32, device: Any) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+
+
+def _round_rows(weight: Tensor, rounded: Tensor, scale: Tensor) -> None:
+    weight = weight.detach().float()
+    scale.copy_(weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127)
+    rounded.copy_((weight / scale.unsqueeze(1)).round())
 
 
 class PackedLinear(NamedTuple):
@@ -129,25 +157,42 @@ def _(spikes: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor, bias: T
 
 
 class SpikeBertInt8Config(QuantizationConfigMixin):
-    """`quantization_config` of `from_pretrained`; there is nothing to choose."""
+    """`quantization_config` of `from_pretrained`.
 
-    def __init__(self, quant_method: str = QUANT_METHOD):
+    Args:
+        dequantize: whether weights are int8 in the file alone. Quantising with it also rounds the word embeddings; what
+            is saved then loads as a float model.
+    """
+
+    def __init__(self, quant_method: str = QUANT_METHOD, dequantize: bool = False):
         self.quant_method: Any = quant_method
+        self.dequantize = dequantize
 
 
 class SpikeBertInt8Quantizer(HfQuantizer):
-    """Puts `Int8Linear`s in place of the Linears inside the blocks, before or after the weights are loaded."""
+    """Puts int8 modules in place of the Linears inside the blocks, before or after the weights are loaded."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        if self.pre_quantized:
-            _replace(model, nn.Linear, lambda linear: Int8Linear(linear.in_features, linear.out_features, "meta"))
+        if not self.pre_quantized:
+            return
+        _replace(model, nn.Linear, lambda linear: Int8Linear(linear.in_features, linear.out_features, "meta"))
+        if self.quantization_config.dequantize:
+            words = model.get_input_embeddings()
+            model.set_input_embeddings(Int8Embedding(words.num_embeddings, words.embedding_dim, "meta"))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        if not self.pre_quantized:
+        if self.pre_quantized and self.quantization_config.dequantize:
+            self._dequantize(model, model.config.dtype)
+        elif not self.pre_quantized:
             _replace(model, nn.Linear, Int8Linear.from_linear)
+            if self.quantization_config.dequantize:
+                model.set_input_embeddings(Int8Embedding.from_embedding(model.get_input_embeddings()))
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         _replace(model, Int8Linear, lambda linear: linear.to_linear(dtype or torch.float32))
+        words = model.get_input_embeddings()
+        if type(words).__name__ == Int8Embedding.__name__:
+            model.set_input_embeddings(words.to_embedding(dtype or torch.float32))
         return model
 
     def is_serializable(self) -> bool:

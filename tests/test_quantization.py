@@ -12,7 +12,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from modeling_spikebert import SpikeBertForSequenceClassification
 from modeling_spikebert.data.bundled import bundled_teacher
-from modeling_spikebert.quantization_spikebert import Int8Linear, SpikeBertInt8Config, int8_linear, pack
+from modeling_spikebert.quantization_spikebert import (
+    Int8Embedding,
+    Int8Linear,
+    SpikeBertInt8Config,
+    int8_linear,
+    pack,
+)
 
 pytestmark = tracing
 modes = pytest.mark.parametrize("mode", ["default", "reference"])
@@ -144,6 +150,48 @@ def test_dequantized_model_is_that_of_the_rounded_weights(folder):
     model.dequantize()
     assert not any(isinstance(module, Int8Linear) for module in model.modules())
     torch.testing.assert_close(model(IDS, attention_mask=MASK).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_int8_in_the_file_alone(folder, tmp_path):
+    config = CONFIG | {"dequantize": True}
+    original = SpikeBertForSequenceClassification.from_pretrained(folder)
+    model = SpikeBertForSequenceClassification.from_pretrained(folder, quantization_config=config)
+    model.config.implementation = "plain"
+    expected = model(IDS, attention_mask=MASK).logits
+    model.save_pretrained(tmp_path / "small")
+    weights = load_file(tmp_path / "small" / "model.safetensors")
+    words = "spikebert.embeddings.word_embeddings"
+    assert weights[f"{words}.weight"].dtype == torch.int8
+
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in loaded.parameters())
+    assert loaded.state_dict().keys() == original.state_dict().keys()
+    error = (loaded.get_input_embeddings().weight - original.get_input_embeddings().weight).abs()
+    assert (error <= weights[f"{words}.weight_scale"].unsqueeze(1) * 0.5001).all()
+    torch.testing.assert_close(loaded(IDS, attention_mask=MASK).logits, expected, rtol=1e-4, atol=1e-4)
+
+    Trainer(loaded, TrainingArguments(str(tmp_path / "run"), report_to=[]))  # trains like any other
+    loaded.save_pretrained(tmp_path / "float")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "float")
+    assert not hasattr(again.config, "quantization_config")
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small", dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_int8_embeddings_are_rounded_row_by_row():
+    embedding = nn.Embedding(9, 16)
+    quantized = Int8Embedding.from_embedding(embedding)
+    assert (quantized.weight.abs().amax(1) == 127).all()
+    ids = torch.tensor([[0, 8, 3]])
+    assert torch.equal(quantized(ids), quantized.to_embedding(torch.float32)(ids))
+    error = (quantized(ids) - embedding(ids)).abs()
+    assert (error <= quantized.weight_scale[ids].unsqueeze(-1) * 0.5001).all()
 
 
 @pytest.mark.parametrize("exit_threshold", [None, 0.6])
