@@ -804,8 +804,6 @@ def test_layer_map_chooses_the_targets(tmp_path):
         ({"layer_map": "2,x"}, "or layers such as 2,4,6, got '2,x'"),
         ({"non_finite": "ignore"}, "non_finite must be 'stop' or 'skip', got 'ignore'"),
         ({"attention_relation_weight": -1.0}, "attention_relation_weight must not be negative"),
-        ({"curriculum_time_steps": 0}, "curriculum_time_steps must be at least 1, got 0"),
-        ({"curriculum_time_steps": 1, "curriculum_ratio": 1.0}, "curriculum_ratio must lie between 0 and 1, got 1.0"),
         ({"stage": "both"}, "stage must be 'general' or 'task', got 'both'"),
         ({"hidden_state_weight": -1.0}, "hidden_state_weight must not be negative, got -1.0"),
         ({"embedding_weight": -0.1}, "embedding_weight must not be negative"),

@@ -58,16 +58,6 @@ class DistillationTrainingArguments(TrainingArguments):
             "teacher's last, such as 2,4,6."
         },
     )
-    curriculum_time_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of time steps in the first part of the training, fewer than the student's: such steps cost "
-            "less, so that more fit into the same time. Published: none."
-        },
-    )
-    curriculum_ratio: float = field(
-        default=0.6, metadata={"help": "Part of all optimiser steps that curriculum_time_steps is for."}
-    )
     initial_projections: str | None = field(
         default=None,
         metadata={
@@ -108,10 +98,6 @@ class DistillationTrainingArguments(TrainingArguments):
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.curriculum_time_steps is not None and self.curriculum_time_steps < 1:
-            raise ValueError(f"curriculum_time_steps must be at least 1, got {self.curriculum_time_steps}.")
-        if not 0 < self.curriculum_ratio < 1:
-            raise ValueError(f"curriculum_ratio must lie between 0 and 1, got {self.curriculum_ratio}.")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
         if not any(self.loss_weights.values()):

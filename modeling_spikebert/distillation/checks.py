@@ -39,15 +39,6 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel, stage: str)
         )
 
 
-def check_curriculum(student: PreTrainedModel, curriculum_time_steps: int | None) -> None:
-    num_time_steps = student.config.num_time_steps
-    if curriculum_time_steps is not None and curriculum_time_steps >= num_time_steps:
-        raise ValueError(
-            f"curriculum_time_steps must be smaller than the student's {num_time_steps} time steps, got "
-            f"{curriculum_time_steps}."
-        )
-
-
 def check_label_range(student: PreTrainedModel, dataset: Any) -> None:
     """Refuses labels that are no class ids before training; on an accelerator the model cannot check them."""
     columns = getattr(dataset, "column_names", None) or []

@@ -26,7 +26,7 @@ from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses
 from . import checkpoints
 from .arguments import DistillationTrainingArguments
 from .checkpoints import check_checkpoint, last_checkpoint, remove_incomplete
-from .checks import check_curriculum, check_label_range, check_models, check_tokenizers, embedding_table
+from .checks import check_label_range, check_models, check_tokenizers, embedding_table
 from .layer_maps import resolve_layer_map
 from .losses import attention_relation_loss, embedding_loss, firing_rate_loss, hidden_state_loss, logit_loss
 from .projections import ATTRIBUTE, FeatureProjections
@@ -86,7 +86,6 @@ class DistillationTrainer(Trainer):
         )
         if args.stage == "task":
             check_label_range(model, kwargs.get("train_dataset"))
-        check_curriculum(model, args.curriculum_time_steps)
         relations = args.attention_relation_weight > 0
         if relations:
             key_and_value_modules(teacher)
@@ -153,17 +152,6 @@ class DistillationTrainer(Trainer):
             columns += [STATES, LOGITS]
 
     # The loss
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        encoding: Any = self.student.base_model.encoding
-        num_time_steps = encoding.num_time_steps
-        first_part = self.state.global_step < self.args.curriculum_ratio * self.state.max_steps
-        if self.args.curriculum_time_steps is not None and first_part:
-            encoding.num_time_steps = self.args.curriculum_time_steps
-        try:
-            return super().training_step(*args, **kwargs)
-        finally:  # evaluation and what is saved have all of them
-            encoding.num_time_steps = num_time_steps
 
     def compute_loss(
         self,
