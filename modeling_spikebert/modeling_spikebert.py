@@ -144,6 +144,13 @@ class SpikeBertEncoding(nn.Module):
         return embeddings.expand(self.num_time_steps, *embeddings.shape)  # [B, L, D] -> [T, B, L, D]
 
 
+def branch_norm(config: SpikeBertConfig) -> nn.LayerNorm:
+    """The LayerNorm at the end of a branch, with the gain that `_init_weights` gives it."""
+    norm: Any = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    norm.initial_gain = config.branch_init_scale if config.shortcut == "membrane" else 1.0
+    return norm
+
+
 class SpikeBertSelfAttention(nn.Module):
     """Spiking self-attention, `(q k^T) v * scale` of spikes, without softmax."""
 
@@ -164,8 +171,7 @@ class SpikeBertSelfAttention(nn.Module):
         self.value_neuron = SpikeBertNeuron(config)
         self.context_neuron = SpikeBertNeuron(config, v_threshold=config.attention_v_threshold)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.output_norm.initial_gain = config.branch_init_scale if before else 1.0
+        self.output_norm = branch_norm(config)
         self.output_neuron = nn.Identity() if before else SpikeBertNeuron(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -199,8 +205,7 @@ class SpikeBertMLP(nn.Module):
         self.intermediate_norm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
         self.intermediate_neuron = SpikeBertNeuron(config)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.output_norm.initial_gain = config.branch_init_scale if before else 1.0
+        self.output_norm = branch_norm(config)
         self.output_neuron = nn.Identity() if before else SpikeBertNeuron(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -283,8 +288,8 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             # divides by its own spread. Were all biases 0, gradients there would grow by layer_norm_eps**-0.5 a layer.
             bound = module.in_features**-0.5
             init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.LayerNorm) and hasattr(module, "initial_gain"):
-            init.constant_(module.weight, module.initial_gain)
+        elif isinstance(module, nn.LayerNorm):
+            init.constant_(module.weight, getattr(module, "initial_gain", 1.0))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -172,25 +172,29 @@ class SpikeBertInt8Config(QuantizationConfigMixin):
 class SpikeBertInt8Quantizer(HfQuantizer):
     """Puts int8 modules in place of the Linears inside the blocks, before or after the weights are loaded."""
 
+    quantization_config: SpikeBertInt8Config
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if not self.pre_quantized:
             return
         _replace(model, nn.Linear, lambda linear: Int8Linear(linear.in_features, linear.out_features, "meta"))
         if self.quantization_config.dequantize:
-            words = model.get_input_embeddings()
+            words: Any = model.get_input_embeddings()
             model.set_input_embeddings(Int8Embedding(words.num_embeddings, words.embedding_dim, "meta"))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized and self.quantization_config.dequantize:
-            self._dequantize(model, model.config.dtype)
+            dtype: Any = model.config.dtype
+            self._dequantize(model, dtype)
         elif not self.pre_quantized:
             _replace(model, nn.Linear, Int8Linear.from_linear)
             if self.quantization_config.dequantize:
-                model.set_input_embeddings(Int8Embedding.from_embedding(model.get_input_embeddings()))
+                words: Any = model.get_input_embeddings()
+                model.set_input_embeddings(Int8Embedding.from_embedding(words))
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         _replace(model, Int8Linear, lambda linear: linear.to_linear(dtype or torch.float32))
-        words = model.get_input_embeddings()
+        words: Any = model.get_input_embeddings()
         if type(words).__name__ == Int8Embedding.__name__:
             model.set_input_embeddings(words.to_embedding(dtype or torch.float32))
         return model
