@@ -90,7 +90,9 @@ def write_card(args: ReleaseArguments, run: Path, folder: Path) -> str:
     collate = DataCollatorWithPadding(tokenizer)
     metrics = {}
     if classifies:
-        options = TrainingArguments(str(folder), per_device_eval_batch_size=32, report_to="none")
+        options = TrainingArguments(
+            str(folder), per_device_eval_batch_size=32, dataloader_pin_memory=False, report_to="none"
+        )
         trainer = Trainer(model, options, data_collator=collate, compute_metrics=accuracy_metrics)
         measured = trainer.evaluate(rows)
         metrics = {name: measured[f"eval_{name}"] for name in ("accuracy", "f1")}

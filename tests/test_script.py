@@ -1,5 +1,6 @@
 """`examples/run_distillation.py` on every kind of data, in this process, which has its imports behind it."""
 
+import hashlib
 import json
 import random
 import runpy
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers import flags
+from helpers import CODE_FILES, flags
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny_training import BERT_SIZES, LABELS, tiny_teacher, tiny_tokenizer
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification, BertTokenizerFast, pipeline
@@ -274,3 +276,41 @@ def test_tables_of_results(tmp_path, monkeypatch, capsys):
         "| student, labels alone from random weights | 1 | 50.0 | 62.5 |  |  |  | `mr/direct.yaml` |",
         "| student, in full | 3 | 70.0 ± 10.0 | 87.5 |  | 2 | 4 | `mr/student.yaml` |",
     ]
+
+
+def test_a_run_becomes_a_folder_to_give_away(folder, tmp_path, monkeypatch, capsys):
+    options = files(folder) | {"student_config": '{"num_hidden_layers": 2, "num_time_steps": 2}'}
+    script(monkeypatch, **options, output_dir=tmp_path / "run")
+    release = {
+        "run": tmp_path / "run",
+        "folder": tmp_path / "release",
+        "teacher": folder / "teacher",
+        "validation_file": folder / "validation.parquet",
+        "max_length": 12,
+        "max_shard_size": "20KB",
+        "notes": tmp_path / "notes.md",
+    }
+    (tmp_path / "notes.md").write_text("## Data\n\nOf no one.\n")
+    monkeypatch.setattr(sys, "argv", ["release.py", *flags(**release), "--labels", "worst", "middling", "best"])
+    runpy.run_path(str(Path(SCRIPT).with_name("release.py")), run_name="__main__")
+    printed = capsys.readouterr().out
+    shards = sorted((tmp_path / "release").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert all(path.stat().st_size < 20_000 + 5_000 for path in shards)
+    for line in (tmp_path / "release" / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((tmp_path / "release" / name).read_bytes()).hexdigest() == digest
+    assert {path.name for path in (tmp_path / "release").iterdir()} > CODE_FILES | {"run.json", "tokenizer.json"}
+
+    classify = pipeline("text-classification", model=str(tmp_path / "release"))
+    text = Dataset.from_parquet(str(folder / "validation.parquet"))
+    names = list(LABELS["label2id"])
+    predicted = [("worst", "middling", "best").index(row["label"]) for row in classify(text["text"][:])]
+    right = sum(names[label] == expected for label, expected in zip(predicted, text["label"][:], strict=True))
+    card = ModelCard.load(tmp_path / "release" / "README.md")
+    assert card.data.eval_results[0].metric_value == pytest.approx(right / len(text), abs=1e-4)
+    assert f"| {right / len(text):.4f} |" in printed
+    assert card.content.rstrip().endswith("Of no one.")
+    assert "sentences of validation.parquet" in card.content
+    with pytest.raises(SystemExit, match="exists already"):
+        runpy.run_path(str(Path(SCRIPT).with_name("release.py")), run_name="__main__")
