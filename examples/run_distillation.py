@@ -216,7 +216,8 @@ def record_run(args: DistillationTrainingArguments) -> None:
     """Writes `run.json`: what it takes to do this run again."""
     if args.process_index == 0:
         run = {
-            "command": shlex.join(["python", *sys.argv]),
+            # Absolute paths say more of the machine than of the run.
+            "command": shlex.join(["python", *(Path(x).name if Path(x).is_absolute() else x for x in sys.argv)]),
             "seed": args.seed,
             "python": platform.python_version(),
             "versions": {name: version(name) for name in RECORDED_PACKAGES},

@@ -230,7 +230,9 @@ def test_a_recipe_builds_on_another_and_options_go_before_it(folder, tmp_path, m
     results = script(monkeypatch, tmp_path / "sub" / "direct.yaml", output_dir=tmp_path / "out", max_steps=3)
     assert not any("logits" in name for name in results)  # labels alone
     run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["command"].startswith("python run_distillation.py direct.yaml")  # no folders of this machine
     assert "--max_steps 3" in run["command"]
+    assert str(tmp_path) not in run["command"]
     assert run["seed"] == 42
     assert run["versions"]["torch"] == version("torch")
     config = AutoConfig.from_pretrained(tmp_path / "out")

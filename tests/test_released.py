@@ -1,0 +1,65 @@
+"""The checkpoints of this repository: whole, small enough, with today's code, and of use."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import CODE_FILES
+from huggingface_hub import ModelCard
+
+import modeling_spikebert
+
+CHECKPOINTS = Path(__file__).parent.parent / "examples" / "checkpoints"
+FOLDERS = sorted(CHECKPOINTS.iterdir())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_files_are_whole_and_their_code_is_that_of_the_package(folder):
+    sums = dict(reversed(line.split()) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    assert sums.keys() == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
+    for name, expected in sums.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected, name
+    assert sums.keys() >= CODE_FILES
+    for name in CODE_FILES:
+        package = Path(modeling_spikebert.__file__).parent / name
+        assert (folder / name).read_text() == package.read_text(), f"{name}: CONTRIBUTING.md says how to copy it"
+
+
+def test_they_are_small():
+    sizes = [path.stat().st_size for path in CHECKPOINTS.rglob("*")]
+    assert max(sizes) < 20e6
+    assert sum(sizes) < 50e6
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_cards_say_what_it_is(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    for section in ("## Use", "## Energy", "## Training", "## Data", "## Limits"):
+        assert section in card.content
+    assert "examples/recipes/" in card.content
+
+
+CLASSIFY = """
+import sys
+sys.modules["modeling_spikebert"] = None  # the package must not be needed
+from transformers import pipeline
+classify = pipeline("text-classification", model=sys.argv[1], trust_remote_code=True)
+print([row["label"] for row in classify(sys.argv[2:])])
+"""
+
+
+def test_the_first_lines_of_the_readme():
+    """In a process of its own, as a new user. The sentences are made up, not from a data set."""
+    sentences = {
+        "A wonderful film, funny and moving.": "positive",
+        "I loved every minute of it.": "positive",
+        "Dull, clumsy and far too long.": "negative",
+        "The worst acting I have ever seen.": "negative",
+    }
+    command = [sys.executable, "-c", CLASSIFY, str(CHECKPOINTS / "spikebert-6x384-sst2"), *sentences]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str(list(sentences.values()))
