@@ -177,6 +177,8 @@ def main() -> None:
     else:
         trainer.create_model_card()
     trainer.save_model()  # with --push_to_hub it pushes, too
+    if torch.distributed.is_initialized():  # or its threads may outlive the interpreter, which aborts the process
+        torch.distributed.destroy_process_group()
 
 
 def read_arguments(options: list[str]) -> tuple[ModelArguments, DataArguments, DistillationTrainingArguments]:
