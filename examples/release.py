@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from huggingface_hub import ModelCard
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
@@ -55,41 +56,44 @@ def main() -> None:
     run, folder = Path(args.run), Path(args.folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already. Remove it, or name another folder.")
-    write_model(args, run, folder)
-    card = write_card(args, run, folder)
-    print(card.split("## Use")[1].split("## Training")[0])
-    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+    # All that can fail is read before anything is written.
+    teacher = load(args.teacher)
+    student = load(args.run, quantization_config=INT8_FILES, **label_maps(args.labels))
+    if hasattr(student, "classifier"):
+        text = load_labelled(args.validation_file, args.validation_file).validation
+    else:
+        text = load_unlabelled(args.validation_file)
+    notes = "" if args.notes is None else Path(args.notes).read_text(encoding="utf-8")
+    recorded = json.loads((run / "run.json").read_text())
+
+    student.save_pretrained(folder, max_shard_size=args.max_shard_size)
+    AutoTokenizer.from_pretrained(run).save_pretrained(folder)
+    shutil.copy(run / "run.json", folder)
+    card = make_card(args, folder, teacher, text, recorded)
+    card.text += f"\n{notes}"
+    card.save(folder / "README.md")
+    print(card.text.split("## Use")[1].split("## Training")[0])
+    files = sorted(folder.iterdir())
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
     (folder / "SHA256SUMS").write_text("".join(sums))
     print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
 
 
-def write_model(args: ReleaseArguments, run: Path, folder: Path) -> None:
-    classifies = "ForSequenceClassification" in json.loads((run / "config.json").read_text())["architectures"][0]
-    names: dict[str, Any] = {}
-    if args.labels is not None:
-        names = {
-            "id2label": dict(enumerate(args.labels)),
-            "label2id": {name: i for i, name in enumerate(args.labels)},
-        }
-    auto = AutoModelForSequenceClassification if classifies else AutoModel
-    model = auto.from_pretrained(run, quantization_config=INT8_FILES, **names)
-    model.save_pretrained(folder, max_shard_size=args.max_shard_size)
-    AutoTokenizer.from_pretrained(run).save_pretrained(folder)
-    shutil.copy(run / "run.json", folder)
+def label_maps(names: list[str] | None) -> dict[str, Any]:
+    """What gives the classes of a checkpoint other names."""
+    if names is None:
+        return {}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def write_card(args: ReleaseArguments, run: Path, folder: Path) -> str:
-    model, tokenizer, teacher = load(str(folder)), AutoTokenizer.from_pretrained(folder), load(args.teacher)
-    classifies = hasattr(model, "classifier")
-    if classifies:
-        text = load_labelled(args.validation_file, args.validation_file).validation
-    else:
-        text = load_unlabelled(args.validation_file)
+def make_card(
+    args: ReleaseArguments, folder: Path, teacher: PreTrainedModel, text: Dataset, recorded: dict[str, Any]
+) -> ModelCard:
+    model, tokenizer = load(str(folder)), AutoTokenizer.from_pretrained(folder)
     rows = tokenize(text, tokenizer, args.max_length)
     collate = DataCollatorWithPadding(tokenizer)
     metrics = {}
-    if classifies:
+    if hasattr(model, "classifier"):
         options = TrainingArguments(
             str(folder), per_device_eval_batch_size=32, dataloader_pin_memory=False, report_to="none"
         )
@@ -98,9 +102,8 @@ def write_card(args: ReleaseArguments, run: Path, folder: Path) -> str:
         metrics = {name: measured[f"eval_{name}"] for name in ("accuracy", "f1")}
     sample = rows.shuffle(seed=0).select(range(min(NUM_ENERGY_SENTENCES, len(rows))))
     energy = compare_energy(model, teacher, list(DataLoader(sample, batch_size=8, collate_fn=collate)))
-    recorded = json.loads((run / "run.json").read_text())
     versions = ", ".join(f"{name} {version}" for name, version in recorded["versions"].items())
-    card = model_card(
+    return model_card(
         model,
         folder.resolve().name,
         language=args.language,
@@ -111,10 +114,6 @@ def write_card(args: ReleaseArguments, run: Path, folder: Path) -> str:
         energy=energy.to_markdown(Path(args.validation_file).name),
         training={"command": f"`{recorded['command']}`", "seed": recorded["seed"], "versions": versions},
     )
-    if args.notes is not None:
-        card.text += "\n" + Path(args.notes).read_text(encoding="utf-8")
-    card.save(folder / "README.md")
-    return str(card.text)
 
 
 if __name__ == "__main__":

@@ -56,13 +56,11 @@ def main(runs: Path, data: Path) -> None:
 
 def majority_accuracy(folder: Path) -> tuple[float, int]:
     """Accuracy in percent of always saying the most frequent class of the training set, and of how many sentences."""
-    labels = {
-        split: Dataset.from_parquet(str(folder / f"{split}.parquet"))["label"] for split in ("train", "validation")
-    }
-    (most_frequent, _), *_ = Counter(labels["train"]).most_common(1)
-    return 100 * sum(label == most_frequent for label in labels["validation"]) / len(labels["validation"]), len(
-        labels["validation"]
+    train, validation = (
+        Dataset.from_parquet(str(folder / f"{split}.parquet"))["label"][:] for split in ("train", "validation")
     )
+    most_frequent = Counter(train).most_common(1)[0][0]
+    return 100 * validation.count(most_frequent) / len(validation), len(validation)
 
 
 def seeds_of(folder: Path, row: str) -> list[dict[str, Any]]:

@@ -83,7 +83,6 @@ class ModelArguments:
     student_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Fields of the new student's config that differ from the teacher's, as json."}
     )
-
     from_scratch: bool = field(
         default=False,
         metadata={

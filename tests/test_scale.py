@@ -28,6 +28,8 @@ def launch(command: list[object], folder: Path, output: str, batch_size: int, **
     common = {
         "stage": "task",
         "teacher": "teacher",
+        # With the default's small branches Adam makes visible steps of gradients that are nearly rounding alone.
+        "student_config": '{"branch_init_scale": 1.0}',
         "train_file": "train.csv",
         "validation_file": "validation.csv",
         "output_dir": output,
@@ -86,8 +88,7 @@ def assert_same_training(folder: Path, output: str) -> None:
         one, two = (load_file(folder / name / file) for name in ("one", output))
         assert one.keys() == two.keys()
         for name, weight in one.items():
-            # A fiftieth of a step of Adam, which enlarges the rounding of gradients that are nearly 0.
-            assert (two[name] - weight).abs().max() < 2e-4, name
+            assert (two[name] - weight).abs().max() < 1e-5, name
 
 
 def test_two_processes_train_as_one_and_write_once(folder):

@@ -100,11 +100,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def load(name: str) -> PreTrainedModel:
-    """A model with its classifier, if the checkpoint has one."""
+def load(name: str, **kwargs: Any) -> PreTrainedModel:
+    """A model with its classifier, if the checkpoint has one; `kwargs` are those of `from_pretrained`."""
     architectures = AutoConfig.from_pretrained(name).architectures or [""]
     classifies = "ForSequenceClassification" in architectures[0]
-    return (AutoModelForSequenceClassification if classifies else AutoModel).from_pretrained(name)
+    return (AutoModelForSequenceClassification if classifies else AutoModel).from_pretrained(name, **kwargs)
 
 
 def longest_input(max_length: int | None, models: dict[str, PreTrainedModel]) -> int:

@@ -183,14 +183,14 @@ class SpikeBertInt8Quantizer(HfQuantizer):
             model.set_input_embeddings(Int8Embedding(words.num_embeddings, words.embedding_dim, "meta"))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        if self.pre_quantized and self.quantization_config.dequantize:
-            dtype: Any = model.config.dtype
-            self._dequantize(model, dtype)
-        elif not self.pre_quantized:
+        if not self.pre_quantized:
             _replace(model, nn.Linear, Int8Linear.from_linear)
             if self.quantization_config.dequantize:
                 words: Any = model.get_input_embeddings()
                 model.set_input_embeddings(Int8Embedding.from_embedding(words))
+        elif self.quantization_config.dequantize:
+            dtype: Any = model.config.dtype  # not `model.dtype`: scales stay in float32
+            self._dequantize(model, dtype)
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         _replace(model, Int8Linear, lambda linear: linear.to_linear(dtype or torch.float32))
