@@ -18,6 +18,7 @@ Options may stand in a json or yaml file, and those behind it go before it: `run
 `--resume_from_checkpoint last`. docs/training.md has every option.
 """
 
+import gc
 import json
 import platform
 import shlex
@@ -176,8 +177,6 @@ def main() -> None:
     else:
         trainer.create_model_card()
     trainer.save_model()  # with --push_to_hub it pushes, too
-    if torch.distributed.is_initialized():  # or its threads may outlive the interpreter, which aborts the process
-        torch.distributed.destroy_process_group()
 
 
 def read_arguments(options: list[str]) -> tuple[ModelArguments, DataArguments, DistillationTrainingArguments]:
@@ -403,8 +402,20 @@ def tokenized(
     }
 
 
+def end_process_group() -> None:
+    """For after `main`: a group that is alive at exit can abort the process.
+
+    Whatever holds a reference to it in C++ (DDP) has to be gone before: freed last, it would wait for the group's
+    threads with the GIL, which they need to end.
+    """
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     try:
         main()
+        end_process_group()
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"run_distillation.py: {error}")
