@@ -256,7 +256,7 @@ class SpikeBertSimulator(Simulator):
         add = self.shortcut if membrane else self.spike_shortcut
 
         name = f"{block}.attention"
-        spikes = self.neurons(f"{name}.input_neuron", x) if membrane else x
+        spikes = self.input_spikes(name, x) if membrane else x
         q, k, v = (
             self.neurons(f"{name}.{part}_neuron", self.linear_and_norm(name, part, spikes))
             for part in ("query", "key", "value")
@@ -264,15 +264,23 @@ class SpikeBertSimulator(Simulator):
         context = [self.attention(name, t, q[t], k[t], v[t]) for t in range(config.num_time_steps)]
         self.see(f"{name}.scores", q)
         self.see(f"{name}.context", v)
+        if membrane:
+            context = self.layer_norm_steps(f"{name}.context_norm", context)
         context = self.neurons(f"{name}.context_neuron", context, config.attention_v_threshold)
-        branch = self.linear_and_norm(name, "output", context)
-        x = add(f"{name}.shortcut", x, branch if membrane else self.neurons(f"{name}.output_neuron", branch))
+        x = add(f"{name}.shortcut", x, self.branch(name, context, membrane))
 
         name = f"{block}.mlp"
-        spikes = self.neurons(f"{name}.input_neuron", x) if membrane else x
+        spikes = self.input_spikes(name, x) if membrane else x
         spikes = self.neurons(f"{name}.intermediate_neuron", self.linear_and_norm(name, "intermediate", spikes))
-        branch = self.linear_and_norm(name, "output", spikes)
-        return add(f"{name}.shortcut", x, branch if membrane else self.neurons(f"{name}.output_neuron", branch))
+        return add(f"{name}.shortcut", x, self.branch(name, spikes, membrane))
+
+    def input_spikes(self, name: str, x: Sequence) -> Sequence:
+        return self.neurons(f"{name}.input_neuron", self.layer_norm_steps(f"{name}.input_norm", x))
+
+    def branch(self, name: str, spikes: Sequence, membrane: bool) -> Sequence:
+        if membrane:
+            return self.spike_linear(f"{name}.output", spikes)
+        return self.neurons(f"{name}.output_neuron", self.linear_and_norm(name, "output", spikes))
 
     def linear_and_norm(self, name: str, part: str, spikes: Sequence) -> Sequence:
         return self.layer_norm_steps(f"{name}.{part}_norm", self.spike_linear(f"{name}.{part}", spikes))

@@ -149,12 +149,16 @@ def test_attention_and_its_gradients_equal_autograd(length, mask):
 def test_attention_takes_bfloat16_only_where_rounding_changes_no_spike():
     """Sums above 256 are rounded: they must fire at once, scale * 256 / tau >= v_threshold."""
     for scale, dtype in ((0.125, torch.bfloat16), (1 / 256, torch.bfloat16), (0.9 / 256, torch.float32)):
-        config = SpikeBertConfig(**SIZES, attention_scale=scale, attention_v_threshold=0.5, tau=2.0)
+        config = SpikeBertConfig.reference(**SIZES, attention_scale=scale)
         attention = SpikeBertModel(config).encoder.layer[0].attention
         assert fused._product_dtype(attention, torch.uint8) == dtype, scale
         assert fused._product_dtype(attention, torch.float64) == torch.float64
-    attention = SpikeBertModel(SpikeBertConfig(**SIZES, v_reset=None)).encoder.layer[0].attention
-    assert fused._product_dtype(attention, torch.uint8) == torch.float32, "a soft reset keeps what was rounded"
+    for config, why in (
+        (SpikeBertConfig.reference(**SIZES, v_reset=None), "a soft reset keeps what was rounded"),
+        (SpikeBertConfig(**SIZES), "a norm sees how large a sum is"),
+    ):
+        attention = SpikeBertModel(config).encoder.layer[0].attention
+        assert fused._product_dtype(attention, torch.uint8) == torch.float32, why
 
 
 # Padding

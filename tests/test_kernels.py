@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modeling_spikebert.kernels_spikebert import LIFConstants, add_norm, norm_lif, norm_lif_steps
+from modeling_spikebert.kernels_spikebert import LIFConstants, norm_lif, norm_lif_steps
 from modeling_spikebert.neurons_spikebert import ATan, lif_loop
 
 EPS = 1e-5
@@ -92,20 +92,3 @@ def test_a_membrane_at_the_threshold_fires():
     spikes, v = norm_lif_steps(x, None, None, None, constants_of(), torch.float64)
     assert spikes.flatten().tolist() == [0, 1, 0, 0]
     assert v.item() == 0.75
-
-
-def test_sum_of_residual_and_norm_equals_layer_norm():
-    x, weight, bias = inputs_of((2, 3, 1, 8), True)
-    x, weight, bias = x[:, :, 0], weight[0], bias[0]
-    residual = torch.randn(2, 3, 8, dtype=torch.float64)
-    expected = residual + F.layer_norm(x, (8,), weight, bias, EPS)
-    torch.testing.assert_close(add_norm(residual, x, weight, bias, EPS), expected, **TOLERANCE[torch.float64])
-
-
-def test_dropout_of_the_branch_leaves_the_residual():
-    torch.manual_seed(0)
-    residual, x = torch.full((1, 1, 1000), 5.0), torch.randn(1, 1, 1000)
-    weight, bias = torch.zeros(1000), torch.ones(1000)  # the branch is 1 everywhere
-    out = add_norm(residual, x, weight, bias, EPS, dropout=0.5)
-    assert set(out.unique().tolist()) == {5.0, 7.0}
-    assert 0.4 < (out == 5).float().mean() < 0.6

@@ -28,8 +28,6 @@ def launch(command: list[object], folder: Path, output: str, batch_size: int, **
     common = {
         "stage": "task",
         "teacher": "teacher",
-        # With the default's small branches Adam makes visible steps of gradients that are nearly rounding alone.
-        "student_config": '{"branch_init_scale": 1.0}',
         "train_file": "train.csv",
         "validation_file": "validation.csv",
         "output_dir": output,
