@@ -27,6 +27,7 @@ from modeling_spikebert.data.augmentation import (
     augment,
     change,
     count_words,
+    sentences_of,
     split_words,
 )
 
@@ -426,13 +427,58 @@ def test_masked_language_model_and_its_probability_need_each_other(masked_lm, op
         augment(table(ENGLISH), AugmentationSettings("en", **options), masked_lm=None if options else masked_lm)
 
 
+# Sentences of other text
+
+
+def test_sentences_end_at_their_marks_and_have_five_to_forty_words():
+    long = " ".join(["word"] * 40)
+    texts = ["It cost 3.5 dollars, I think. Too short. Was it worth it, then?  Yes!", f"{long}. {long} more."]
+    expected = ["It cost 3.5 dollars, I think.", "Was it worth it, then?"]
+    assert sentences_of(texts, "en", 10) == expected  # with its full stop the third has 41
+    assert sentences_of([long], "en", 10) == [long]
+    assert sentences_of(texts, "en", 1) == expected[:1]
+    assert sentences_of(["酒店的位置很不错。服务员都非常热情。再来"], "zh", 10) == [
+        "酒店的位置很不错。",
+        "服务员都非常热情。",
+    ]
+
+
+def test_sentences_are_added_once_and_without_label():
+    sentences = ["A new sentence of the kind.", "bad  FOOD and cold rooms", "A new sentence of the kind.", "Held out!"]
+    result, dropped = augment(
+        table(ENGLISH), settings_of("en", p_mask=1, copies=0), validation=table(["held out!"]), sentences=sentences
+    )
+    assert result["text"][:] == [*ENGLISH, sentences[0]]
+    assert (result["label"][-1], result["kind"][-1]) == (None, "sentence")
+    assert dropped == {"duplicates": 2, "validation": 1}
+
+
+def test_sentences_make_no_pairs():
+    with pytest.raises(ValueError, match="make no pairs"):
+        augment(table(ENGLISH, text_pair=ENGLISH), AugmentationSettings("en"), sentences=["one"])
+
+
+def test_the_command_adds_sentences_of_all_files(tmp_path):
+    train = write_csv(tmp_path / "train.csv", [("bad food", 0), ("good food", 1)])
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"\nHere is what {name} says.  And there is more of {name}!\n")
+    output = tmp_path / "out.parquet"
+    options = ["--language", "en", "--copies", "0", "--sentences-file", str(tmp_path / "*.txt"), "--num-sentences", "3"]
+    main(["augment", "--train-file", str(train), "--output-file", str(output), *options])
+    text = load_labelled(str(output), str(train))
+    assert text.num_unlabelled == 3
+    possible = {f"{sentence} {name}{end}" for name in "ab" for sentence, end in (("And there is more of", "!"),)}
+    possible |= {f"Here is what {name} says." for name in "ab"}
+    assert len(set(text.train["text"][2:]) & possible) == 3
+
+
 # Refusals
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"copies": 0}, "copies must be at least 1, got 0"),
+        ({"copies": -1}, "copies must not be negative, got -1"),
         ({"p_mask": -0.1}, r"p_mask must be from 0 to 1, got -0\.1"),
         ({"p_ngram": math.nan}, "p_ngram must be from 0 to 1, got nan"),
         ({"p_mask": 0.6, "p_pos": 0.5}, "p_mask \\+ p_pos \\+ p_mlm must be at most 1"),
@@ -530,7 +576,9 @@ def test_the_command_keeps_numbers_as_labels_and_reads_pairs(tmp_path):
         ({"--output-file": "out.csv"}, "the output is a parquet file. Name it so: out.parquet"),
         ({"--output-file": "absent/out.parquet"}, "absent: no such folder"),
         ({"--num-proc": "0"}, "num_proc must be at least 1, got 0"),
-        ({"--copies": "0"}, "copies must be at least 1, got 0"),
+        ({"--copies": "0"}, "copies is 0 and there are no sentences"),
+        ({"--sentences-file": "absent.txt"}, "absent.txt: no such file"),
+        ({"--num-sentences": "0"}, "num_sentences must be at least 1, got 0"),
         ({"--p-mask": "1.5"}, "p_mask must be from 0 to 1, got 1.5"),
         ({"--p-mlm": "0.4"}, "need each other"),
     ],

@@ -1,4 +1,6 @@
-"""`spikebert augment`: changed copies of the training text of a task, which the teacher labels in stage 2."""
+"""`spikebert augment`: changed copies of the training text of a task, and sentences of other text, for stage 2.
+
+The teacher labels them."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,9 +11,12 @@ from datasets import ClassLabel, Dataset
 from transformers import HfArgumentParser
 
 from ..data import DataError
-from ..data.augmentation import AugmentationSettings, MaskedLanguageModel, augment
-from ..data.texts import read_table, select_columns
+from ..data.augmentation import AugmentationSettings, MaskedLanguageModel, augment, sentences_of
+from ..data.streams import open_rows
+from ..data.texts import has_text, read_table, select_columns
 from .exits import exits
+
+SHUFFLE_BUFFER_SIZE = 10_000  # texts from which the next one is drawn
 
 
 @dataclass
@@ -30,11 +35,21 @@ class AugmentArguments:
         default=None,
         metadata={"help": "Folder or Hub name of a masked language model that replaces words; with --p-mlm."},
     )
+    sentences_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text of the same domain without labels, whose sentences are added: a file, folder or pattern, or "
+            "name:split on the Hub."
+        },
+    )
+    num_sentences: int = field(default=100_000, metadata={"help": "Sentences that are added from --sentences-file."})
     num_proc: int = field(default=1, metadata={"help": "Processes. The copies do not depend on it."})
 
     def __post_init__(self) -> None:
         if self.num_proc < 1:
             raise ValueError(f"num_proc must be at least 1, got {self.num_proc}.")
+        if self.num_sentences < 1:
+            raise ValueError(f"num_sentences must be at least 1, got {self.num_sentences}.")
         output = Path(self.output_file)
         if output.suffix.lower() != ".parquet":
             raise ValueError(f"{output}: the output is a parquet file. Name it so: {output.with_suffix('.parquet')}.")
@@ -59,7 +74,8 @@ def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
     _check_labels(train, args)
     validation = None if args.validation_file is None else _read(args.validation_file, args, {})
     masked_lm = None if args.masked_lm is None else MaskedLanguageModel(args.masked_lm)
-    table, dropped = augment(train, settings, args.num_proc, masked_lm, validation)
+    sentences = None if args.sentences_file is None else _draw_sentences(args.sentences_file, args, settings)
+    table, dropped = augment(train, settings, args.num_proc, masked_lm, validation, sentences)
 
     partial = Path(f"{args.output_file}.partial")  # so that an interrupted run leaves no half file
     table.to_parquet(str(partial))
@@ -69,7 +85,7 @@ def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
     print(f"{args.output_file}: {len(table)} rows")
     for kind, count in counts.most_common():
         print(f"  {kind:{width}} {count:9}")
-    print(f"Dropped copies: {dropped['duplicates']} duplicates", end="")
+    print(f"Dropped: {dropped['duplicates']} duplicates", end="")
     print("." if validation is None else f", {dropped['validation']} that equal a validation sentence.")
     return table
 
@@ -79,6 +95,12 @@ def _read(source: str, args: AugmentArguments, columns: dict[str, str]) -> Datas
     if args.text_pair_column is not None:
         texts["text_pair"] = args.text_pair_column
     return select_columns(read_table(source, texts.values()), source, texts | columns)
+
+
+def _draw_sentences(source: str, args: AugmentArguments, settings: AugmentationSettings) -> list[str]:
+    rows, column = open_rows(source, args.text_column)
+    texts = (row[column] for row in rows.shuffle(settings.seed, buffer_size=SHUFFLE_BUFFER_SIZE))
+    return sentences_of(filter(has_text, texts), settings.language, args.num_sentences)
 
 
 def _check_labels(train: Dataset, args: AugmentArguments) -> None:

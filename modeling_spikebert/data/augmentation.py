@@ -1,4 +1,5 @@
-"""Copies of training text for stage 2, to be labelled by the teacher: masked, replaced and cut.
+"""Text beside that of the task for stage 2, to be labelled by the teacher: copies of the training text, masked,
+replaced and cut, and sentences of text without labels.
 
 Sources: Tang et al., "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", 2019, section 3.2
 (masking, replacement by part of speech, n-grams, cycling through the sides of a pair), which the SpikeBERT paper
@@ -10,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from random import Random
 from typing import Any, Literal
 
@@ -21,6 +22,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 KINDS = ("masking", "pos", "mlm", "ngram")  # the order in which a copy's `kind` names them
+SENTENCE_KIND = "sentence"
+SENTENCE_WORDS = range(5, 41)  # shorter ones say little, longer ones are mostly lists and tables
+# In English a full stop may also stand inside of a number or a name.
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*")
 LONGEST_NGRAM = 5  # Tang et al.: n is drawn from 1 to 5
 NUM_CANDIDATES = 15  # TinyBERT's script: K
 MASKED_LM_LENGTH = 128  # tokens of a sentence that the masked language model reads
@@ -48,7 +53,10 @@ class AugmentationSettings:
     language: Literal["en", "zh"] = field(metadata={"help": "Language of the text: words and their tags."})
     copies: int = field(
         default=20,
-        metadata={"help": "Copies made of a row. Tang et al. make 20, of SST-2 and MNLI, which are large, 10."},
+        metadata={
+            "help": "Copies made of a row. Tang et al. make 20, of SST-2 and MNLI, which are large, 10. With 0 only "
+            "sentences are added."
+        },
     )
     p_mask: float = field(default=0.1, metadata={"help": "Probability that a word is masked."})
     p_pos: float = field(
@@ -63,8 +71,8 @@ class AugmentationSettings:
     seed: int = field(default=0, metadata={"help": "Seed of all draws."})
 
     def __post_init__(self) -> None:
-        if self.copies < 1:
-            raise ValueError(f"copies must be at least 1, got {self.copies}.")
+        if self.copies < 0:
+            raise ValueError(f"copies must not be negative, got {self.copies}.")
         names = ("p_mask", "p_pos", "p_mlm", "p_ngram")
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
@@ -86,12 +94,14 @@ def augment(
     num_proc: int = 1,
     masked_lm: "MaskedLanguageModel | None" = None,
     validation: Dataset | None = None,
+    sentences: list[str] | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
-    """Appends copies to training text.
+    """Appends copies, and sentences from elsewhere, to training text.
 
     Every word of a copy is masked, replaced by part of speech, replaced by the masked language model or kept; then the
     copy may be cut to an n-gram. Of pairs the first copy changes the first side, the second the second, the third both,
-    and so on. Copies that equal an original, another copy or a validation row but for case and white space are dropped.
+    and so on. What equals an original, another copy or sentence or a validation row but for case and white space is
+    dropped.
 
     Args:
         train: columns `text`, `label`, for pairs `text_pair`, with words in each. All words and tags come from here.
@@ -99,11 +109,16 @@ def augment(
         num_proc: processes; the result does not depend on it.
         masked_lm: goes with `settings.p_mlm`.
         validation: columns `text` and `text_pair`; only compared with.
+        sentences: of other text, from `sentences_of`; they stay as they are.
 
     Returns:
-        The rows of `train`, kind "original", then the copies, label null and kind as `"masking+pos"`; and how many
-        copies were dropped as `"duplicates"` and for `"validation"`.
+        The rows of `train`, kind "original", then the copies, label null and kind as `"masking+pos"`, then the
+        sentences, kind "sentence"; and how many of both were dropped as `"duplicates"` and for `"validation"`.
     """
+    if not settings.copies and not sentences:
+        raise ValueError("copies is 0 and there are no sentences: nothing would be added.")
+    if sentences and "text_pair" in train.column_names:
+        raise ValueError("Sentences of other text make no pairs: leave them out, or the second column.")
     if (settings.p_mlm > 0) != (masked_lm is not None):
         raise ValueError("p_mlm (TinyBERT: 0.4) and a masked language model need each other: pass both, or neither.")
     sides = [side for side in ("text", "text_pair") if side in train.column_names]
@@ -142,6 +157,9 @@ def augment(
         desc="Making copies",
         **options,
     )
+    if sentences:
+        added = {"text": sentences, "label": [None] * len(sentences), "kind": [SENTENCE_KIND] * len(sentences)}
+        copies = concatenate_datasets([copies, Dataset.from_dict(added, features=schema)])
 
     held_out = set() if validation is None else set(_keys(validation, sides))
     seen = set(_keys(texts, sides))
@@ -156,6 +174,19 @@ def augment(
             kept.append(index)
     originals = train.select_columns([*sides, "label"]).add_column("kind", ["original"] * len(train)).cast(schema)
     return concatenate_datasets([originals, copies.select(kept)]), dropped
+
+
+def sentences_of(texts: Iterable[str], language: str, count: int) -> list[str]:
+    """The first sentences of texts, without those of fewer or more words than `SENTENCE_WORDS` has.
+
+    Args:
+        texts: paragraphs; read as far as needed.
+        language: as in `AugmentationSettings`.
+        count: how many; fewer if the texts have no more.
+    """
+    sentences = (sentence.strip() for text in texts for sentence in SENTENCE_END.split(text))
+    fitting = (s for s in sentences if sum(map(bool, split_words(s, language)[1])) in SENTENCE_WORDS)
+    return list(islice(fitting, count))
 
 
 # Words and tags
