@@ -216,8 +216,7 @@ def record_run(args: DistillationTrainingArguments) -> None:
     """Writes `run.json`: what it takes to do this run again."""
     if args.process_index == 0:
         run = {
-            # Absolute paths say more of the machine than of the run.
-            "command": shlex.join(["python", *(Path(x).name if Path(x).is_absolute() else x for x in sys.argv)]),
+            "command": shlex.join(["python", *map(without_folders, sys.argv)]),
             "seed": args.seed,
             "python": platform.python_version(),
             "versions": {name: version(name) for name in RECORDED_PACKAGES},
@@ -228,6 +227,12 @@ def record_run(args: DistillationTrainingArguments) -> None:
         folder = Path(str(args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+
+
+def without_folders(argument: str) -> str:
+    """An absolute path says more of the machine than of the run: its last part is kept, also of `--option=path`."""
+    option, equals, value = argument.rpartition("=")
+    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def compare_energies(trainer: DistillationTrainer) -> None:

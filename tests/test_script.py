@@ -222,6 +222,17 @@ def test_every_set_has_the_same_recipes():
     assert sets == dict.fromkeys(("mr", "sst2", "sst5", "subj", "chnsenti", "waimai"), rows)
 
 
+def test_the_recorded_command_names_no_folders_of_the_machine():
+    without_folders = runpy.run_path(SCRIPT)["without_folders"]
+    for argument, expected in {
+        "/home/me/teacher": "teacher",
+        "--teacher=/home/me/teacher": "--teacher=teacher",
+        "runs/teacher": "runs/teacher",
+        "--learning_rate=1e-3": "--learning_rate=1e-3",
+    }.items():
+        assert without_folders(argument) == expected
+
+
 def test_a_recipe_builds_on_another_and_options_go_before_it(folder, tmp_path, monkeypatch):
     options = files(folder) | {"student_config": {"num_hidden_layers": 1, "num_time_steps": 2}, "logit_weight": 0}
     (tmp_path / "student.json").write_text(json.dumps(options | {"num_train_epochs": 5, "report_to": "none"}))

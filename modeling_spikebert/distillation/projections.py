@@ -28,6 +28,10 @@ class FeatureProjections(nn.Module):
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(student_size, teacher_size), nn.LayerNorm(teacher_size)) for _ in range(num_layers)
         )
+        if student_size == teacher_size:  # the student's embeddings are the teacher's: its states begin in their space
+            for linear, _ in self.layers:
+                nn.init.eye_(linear.weight)
+                nn.init.zeros_(linear.bias)
         self.embeddings = (
             nn.Identity() if student_size == embedding_size else nn.Linear(student_size, embedding_size, bias=False)
         )

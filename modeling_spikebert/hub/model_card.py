@@ -16,8 +16,8 @@ BODY = """---
 # {name}
 
 A spiking Transformer for language (SpikeBERT, [arXiv 2308.15122](https://arxiv.org/abs/2308.15122)){taught_by}.
-Its depth is {num_hidden_layers}, its width {hidden_size}, and it runs {num_time_steps} time steps of leaky
-integrate-and-fire neurons; {shortcut}.
+Its depth is {num_hidden_layers}, its width {hidden_size}, its number of time steps {num_time_steps}. The neurons are
+leaky integrate-and-fire neurons; {shortcut}.
 
 ## Use
 
@@ -40,8 +40,8 @@ integrate-and-fire neurons; {shortcut}.
 ## Limits
 
 It repeats what is wrong or one-sided in its training data. Text from elsewhere and other languages were not
-tried. Low firing rates save energy on hardware that skips silent synapses; on a CPU or GPU this model computes more
-than a BERT of its size.
+tried. Low firing rates save energy on hardware that skips silent synapses; a CPU or GPU computes all synapses at
+each time step.
 """
 
 # `.` is the folder of the card, where there is no repository.
