@@ -3,7 +3,11 @@
     python examples/results.py runs data
 
 `runs` has a folder for each set and row, such as `runs/mr/student`; other seeds stand beside it, `runs/mr/student-1`.
-`data` has `train.parquet` and `validation.parquet` of each set.
+`data` has `train.parquet` and `validation.parquet` of each set. Latencies are those that the runs measured, beside
+whatever else ran; on a quiet machine they are measured again by
+
+    spikebert energy runs/mr/student --teacher runs/mr/teacher --file data/mr/validation.parquet \
+        --num-sentences 100 --max-length 64 --json runs/mr/student/energy.json
 """
 
 import json
@@ -33,6 +37,16 @@ ROWS = {
     "student": "student, in full",
     "best": "student, trained longer",
 }
+COLUMNS = (
+    "seeds",
+    "accuracy, %",
+    "kept, %",
+    "firing rate",
+    "published, %",
+    "strict, %",
+    "latency, ms (teacher's)",
+    "recipe",
+)
 
 
 def main(runs: Path, data: Path) -> None:
@@ -43,10 +57,9 @@ def main(runs: Path, data: Path) -> None:
         majority, num_sentences = majority_accuracy(data / name)
         accuracy = statistics.mean(100 * seed["eval_accuracy"] for seed in teachers)
         error = math.sqrt(accuracy * (100 - accuracy) / num_sentences)
-        print(f"### {title}\n\n{num_sentences} validation sentences, standard error {error:.1f} points.\n")
-        print("| | seeds | accuracy, % | kept, % | firing rate | published, % | strict, % | recipe |")
-        print("|---|---|---|---|---|---|---|---|")
-        print(f"| majority | | {majority:.1f} | | | | | |")
+        print(f"### {title}\n\n{num_sentences} validation sentences, standard error of the teacher {error:.1f} points.\n")
+        print(f"| | {' | '.join(COLUMNS)} |\n|---{'|---' * len(COLUMNS)}|")
+        print(f"| majority | | {majority:.1f} {'| ' * (len(COLUMNS) - 2)}|")
         for row, description in ROWS.items():
             seeds = seeds_of(runs / name, row)
             if seeds:
@@ -87,7 +100,10 @@ def cells(seeds: list[dict[str, Any]], teacher_accuracy: float) -> list[str]:
             mean_of(100 * energy["ratio"]["strict"] for energy in energies),
         )
     ]
-    return [str(len(seeds)), f"{mean:.1f}{spread}", f"{100 * mean / teacher_accuracy:.1f}", *figures]
+    measured = [(energy["measured"], energy["teacher"]["measured"]) for energy in energies]
+    times = [[cost["latency_ms"] for cost in costs] for costs in measured if None not in costs]
+    latency = "{:.1f} ({:.1f})".format(*map(statistics.mean, zip(*times, strict=True))) if times else ""
+    return [str(len(seeds)), f"{mean:.1f}{spread}", f"{100 * mean / teacher_accuracy:.1f}", *figures, latency]
 
 
 def mean_of(values: Any) -> float | None:
