@@ -13,6 +13,8 @@ ATTRIBUTE = "distillation_projections"
 class FeatureProjections(nn.Module):
     """One `LayerNorm(Linear(state))` a student layer, as published, and one Linear for embeddings if widths differ.
 
+    If they agree the Linears begin as the identity: the student starts from the teacher's embeddings, in its space.
+
     `attach` makes it a submodule of the student: so it is trained, clipped, moved, wrapped and synchronised like the
     student's own weights, and runs inside the student's forward. `save_pretrained` leaves it out.
 
@@ -28,7 +30,7 @@ class FeatureProjections(nn.Module):
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(student_size, teacher_size), nn.LayerNorm(teacher_size)) for _ in range(num_layers)
         )
-        if student_size == teacher_size:  # the student's embeddings are the teacher's: its states begin in their space
+        if student_size == teacher_size:
             for linear, _ in self.layers:
                 nn.init.eye_(linear.weight)
                 nn.init.zeros_(linear.bias)
