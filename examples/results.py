@@ -57,7 +57,9 @@ def main(runs: Path, data: Path) -> None:
         majority, num_sentences = majority_accuracy(data / name)
         accuracy = statistics.mean(100 * seed["eval_accuracy"] for seed in teachers)
         error = math.sqrt(accuracy * (100 - accuracy) / num_sentences)
-        print(f"### {title}\n\n{num_sentences} validation sentences, standard error of the teacher {error:.1f} points.\n")
+        print(
+            f"### {title}\n\n{num_sentences} validation sentences, standard error of the teacher {error:.1f} points.\n"
+        )
         print(f"| | {' | '.join(COLUMNS)} |\n|---{'|---' * len(COLUMNS)}|")
         print(f"| majority | | {majority:.1f} {'| ' * (len(COLUMNS) - 2)}|")
         for row, description in ROWS.items():
