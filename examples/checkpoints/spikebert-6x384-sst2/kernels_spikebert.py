@@ -113,23 +113,6 @@ def norm_lif_steps(
     return torch.stack(spikes), v
 
 
-def add_norm(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float = 0.0) -> Tensor:
-    """`residual + dropout(LayerNorm(x))` in the dtype of `residual`, with gradients.
-
-    Args:
-        residual, x: `[T, N, D]`.
-        weight, bias: of the LayerNorm, `[D]`.
-        dropout: probability, 0 for none.
-    """
-    x = x.to(arithmetic_dtype(residual.dtype))
-    if torch.compiler.is_compiling():  # the compiler makes better code of this than of `layer_norm`
-        branch = _normalise(x, eps)[0] * weight + bias
-    else:
-        branch = torch.nn.functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
-    branch = torch.nn.functional.dropout(branch, dropout)
-    return (residual + branch).to(residual.dtype)
-
-
 def _backward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, grad_spikes: Tensor, constants: LIFConstants
 ) -> tuple[Tensor | None, ...]:

@@ -6,8 +6,9 @@ Shapes, once for the whole file: `T` time steps, `B` batch, `L` tokens, `H` head
     ids [B, L] -> embeddings [B, L, D] -> encoding and blocks [T, B, L, D] -> means over T and L -> logits [B, C]
 
 A block is spiking self-attention and an MLP, each added to a shortcut. The two kinds of shortcut differ in one place:
-with `shortcut="membrane"` neurons stand in front of a branch (`input_neuron`), so that each Linear sees binary spikes;
-with `shortcut="spike"`, as published, they stand behind it (`output_neuron`), and the shortcut is a sum of spikes.
+with `shortcut="membrane"` a LayerNorm and neurons stand in front of a branch (`input_norm`, `input_neuron`), so that
+each Linear sees binary spikes; with `shortcut="spike"`, as published, they stand behind it (`output_norm`,
+`output_neuron`), and the shortcut is a sum of spikes.
 """
 
 from dataclasses import dataclass, fields
@@ -144,11 +145,11 @@ class SpikeBertEncoding(nn.Module):
         return embeddings.expand(self.num_time_steps, *embeddings.shape)  # [B, L, D] -> [T, B, L, D]
 
 
-def branch_norm(config: SpikeBertConfig) -> nn.LayerNorm:
-    """The LayerNorm at the end of a branch, with the gain that `_init_weights` gives it."""
-    norm: Any = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-    norm.initial_gain = config.branch_init_scale if config.shortcut == "membrane" else 1.0
-    return norm
+def neurons_of_branch(config: SpikeBertConfig, before: bool) -> tuple[nn.Module, nn.Module]:
+    """LayerNorm and neurons where the kind of shortcut has them, before or behind the branch; else nothing."""
+    if before != (config.shortcut == "membrane"):
+        return nn.Identity(), nn.Identity()
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), SpikeBertNeuron(config)
 
 
 class SpikeBertSelfAttention(nn.Module):
@@ -158,8 +159,7 @@ class SpikeBertSelfAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.scale = config.attention_scale
-        before = config.shortcut == "membrane"
-        self.input_neuron = SpikeBertNeuron(config) if before else nn.Identity()
+        self.input_norm, self.input_neuron = neurons_of_branch(config, before=True)
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.query_neuron = SpikeBertNeuron(config)
@@ -169,15 +169,21 @@ class SpikeBertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.value_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.value_neuron = SpikeBertNeuron(config)
+        # Published: none. A product of spikes is small at first and grows with the length of the sentence: without a
+        # norm most of these neurons never fire, and tokens do not see one another.
+        self.context_norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            if config.shortcut == "membrane"
+            else nn.Identity()
+        )
         self.context_neuron = SpikeBertNeuron(config, v_threshold=config.attention_v_threshold)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output_norm = branch_norm(config)
-        self.output_neuron = nn.Identity() if before else SpikeBertNeuron(config)
+        self.output_norm, self.output_neuron = neurons_of_branch(config, before=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, token_mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns what is added to the shortcut, `[T, B, L, D]`, and the signals that synapses saw."""
-        spikes = self.input_neuron(hidden_states)
+        spikes = self.input_neuron(self.input_norm(hidden_states))
         query = self.query_neuron(self.query_norm(self.query(spikes)))
         key = self.key_neuron(self.key_norm(self.key(spikes)))
         value = self.value_neuron(self.value_norm(self.value(spikes)))
@@ -187,7 +193,7 @@ class SpikeBertSelfAttention(nn.Module):
 
         scores = self.split_heads(query) @ self.split_heads(key).transpose(-1, -2)  # [T, B, H, L, L], integers
         context = scores @ self.split_heads(value) * self.scale  # [T, B, H, L, D/H]
-        context = self.context_neuron(context.transpose(2, 3).flatten(-2))  # [T, B, L, D]
+        context = self.context_neuron(self.context_norm(context.transpose(2, 3).flatten(-2)))  # [T, B, L, D]
 
         output = self.output_neuron(self.output_norm(self.output(context)))
         return self.dropout(output), (spikes, query, key, value, context)
@@ -199,19 +205,17 @@ class SpikeBertSelfAttention(nn.Module):
 class SpikeBertMLP(nn.Module):
     def __init__(self, config: SpikeBertConfig):
         super().__init__()
-        before = config.shortcut == "membrane"
-        self.input_neuron = SpikeBertNeuron(config) if before else nn.Identity()
+        self.input_norm, self.input_neuron = neurons_of_branch(config, before=True)
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.intermediate_norm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
         self.intermediate_neuron = SpikeBertNeuron(config)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.output_norm = branch_norm(config)
-        self.output_neuron = nn.Identity() if before else SpikeBertNeuron(config)
+        self.output_norm, self.output_neuron = neurons_of_branch(config, before=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns what is added to the shortcut, `[T, B, L, D]`, and the signals that synapses saw."""
-        spikes = self.input_neuron(hidden_states)
+        spikes = self.input_neuron(self.input_norm(hidden_states))
         intermediate = self.intermediate_neuron(self.intermediate_norm(self.intermediate(spikes)))  # [T, B, L, 4D]
         output = self.output_neuron(self.output_norm(self.output(intermediate)))
         return self.dropout(output), (spikes, intermediate)
@@ -288,8 +292,6 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             # divides by its own spread. Were all biases 0, gradients there would grow by layer_norm_eps**-0.5 a layer.
             bound = module.in_features**-0.5
             init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.LayerNorm):
-            init.constant_(module.weight, getattr(module, "initial_gain", 1.0))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -51,9 +51,6 @@ class SpikeBertConfig(PreTrainedConfig):
         classifier_dropout: dropout before the classifier; `hidden_dropout_prob` if `None`.
         initializer_range: standard deviation of the initial weights of Linears.
         embedding_initializer_range: standard deviation of the initial embeddings. Published: 1.
-        branch_init_scale: with `shortcut="membrane"`, initial gain of the LayerNorm at the end of each branch. At 1 the
-            random branches of a deep model outweigh the embeddings in the shortcut; a small gain starts near the
-            identity (after Goyal et al., arXiv 1706.02677, section 5.1). Published: 1, in front of neurons.
         layer_norm_eps: epsilon of LayerNorms.
         pad_token_id: id of the padding token.
         exit_threshold: confidence at which a sentence needs no further time steps, in evaluation mode: the probability
@@ -91,7 +88,6 @@ class SpikeBertConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     initializer_range: float | int = 0.02
     embedding_initializer_range: float | int = 0.02
-    branch_init_scale: float | int = 0.2
     layer_norm_eps: float | int = 1e-5
     pad_token_id: int | None = 0
     exit_threshold: float | int | None = None
@@ -186,7 +182,7 @@ class SpikeBertConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {value}.")
-        for name in ("initializer_range", "embedding_initializer_range", "branch_init_scale", "layer_norm_eps"):
+        for name in ("initializer_range", "embedding_initializer_range", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
 

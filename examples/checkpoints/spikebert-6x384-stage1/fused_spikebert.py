@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .kernels_spikebert import LIFConstants, add_norm, arithmetic_dtype, has_triton, norm_lif, norm_lif_steps
+from .kernels_spikebert import LIFConstants, arithmetic_dtype, has_triton, norm_lif, norm_lif_steps
 from .quantization_spikebert import PackedLinear, int8_linear, is_int8, pack
 
 # From this number of elements in the shortcut on, compiled blocks save in some fifty training steps what the compiler
@@ -259,7 +259,7 @@ def _before_attention(
     dtype = _spike_dtype(attention.query)
     neurons = _Neurons(membranes)
     if _has_membrane_shortcut(layer):
-        spikes = neurons(x, attention.input_neuron, dtype)
+        spikes = neurons(x, attention.input_neuron, dtype, attention.input_norm)
     else:
         spikes = _once(x, lambda x: x.to(dtype))
     current = _linear(spikes, packed, attention.query, attention.key, attention.value)
@@ -284,15 +284,14 @@ def _behind_attention(
     before = _has_membrane_shortcut(layer)
 
     def add(x: Tensor, current: Tensor, module: Any) -> Tensor:
-        norm, dropout = module.output_norm, module.dropout
-        if before:
-            return add_norm(x, current, norm.weight, norm.bias, norm.eps, dropout.p if dropout.training else 0.0)
-        return x + dropout(neurons(current, module.output_neuron, dtype, norm).to(x.dtype))
+        branch = current if before else neurons(current, module.output_neuron, dtype, module.output_norm)
+        return x + module.dropout(branch.to(x.dtype))
 
     scaled = context.to(arithmetic_dtype(context.dtype)) * attention.scale
-    context_spikes = neurons(scaled, attention.context_neuron, dtype)
+    norms = (attention.context_norm,) if before else ()
+    context_spikes = neurons(scaled, attention.context_neuron, dtype, *norms)
     x = add(x, _linear(context_spikes, packed[0], attention.output), attention)
-    spikes = neurons(x, mlp.input_neuron, dtype) if before else x.to(dtype)
+    spikes = neurons(x, mlp.input_neuron, dtype, mlp.input_norm) if before else x.to(dtype)
     current = _linear(spikes, packed[1], mlp.intermediate)
     intermediate = neurons(current, mlp.intermediate_neuron, dtype, mlp.intermediate_norm)
     x = add(x, _linear(intermediate, packed[2], mlp.output), mlp)
@@ -410,14 +409,17 @@ def _spike_dtype(linear: Any) -> torch.dtype:
 def _product_dtype(attention: Any, dtype: torch.dtype) -> torch.dtype:
     """What the attention products take their spikes in; they have no int8 kernels.
 
-    bfloat16 rounds sums above 256. That changes no spike if such a current makes its neuron fire either way, and a hard
-    reset forgets by how much.
+    bfloat16 rounds sums above 256. Without a norm behind the product that changes no spike if such a current makes its
+    neuron fire either way, and a hard reset forgets by how much.
     """
     if dtype not in (torch.uint8, torch.bfloat16):
         return dtype
     neuron = attention.context_neuron
-    if neuron.v_reset is None or EXACT_IN_BFLOAT16 * attention.scale < neuron.tau * (
-        neuron.v_threshold - neuron.v_reset
+    normed = not isinstance(attention.context_norm, nn.Identity)
+    if (
+        normed
+        or neuron.v_reset is None
+        or EXACT_IN_BFLOAT16 * attention.scale < neuron.tau * (neuron.v_threshold - neuron.v_reset)
     ):
         return torch.float32
     return torch.bfloat16
