@@ -27,13 +27,7 @@ class FeatureProjections(nn.Module):
 
     def __init__(self, num_layers: int, student_size: int, teacher_size: int, embedding_size: int):
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(student_size, teacher_size), nn.LayerNorm(teacher_size)) for _ in range(num_layers)
-        )
-        if student_size == teacher_size:
-            for linear, _ in self.layers:
-                nn.init.eye_(linear.weight)
-                nn.init.zeros_(linear.bias)
+        self.layers = nn.ModuleList(_projection(student_size, teacher_size) for _ in range(num_layers))
         self.embeddings = (
             nn.Identity() if student_size == embedding_size else nn.Linear(student_size, embedding_size, bias=False)
         )
@@ -84,3 +78,11 @@ class FeatureProjections(nn.Module):
         """Projected word embeddings `[B, L, embedding_size]`, then projected states, `[B, L, teacher_size]` each."""
         states = [layer(state) for layer, state in zip(self.layers, hidden_states, strict=True)]
         return (self.embeddings(word_embeddings), *states)
+
+
+def _projection(student_size: int, teacher_size: int) -> nn.Sequential:
+    linear = nn.Linear(student_size, teacher_size)
+    if student_size == teacher_size:
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.LayerNorm(teacher_size))

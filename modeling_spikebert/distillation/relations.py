@@ -62,7 +62,7 @@ def student_keys_and_values(layer: Any, args: tuple[Any, ...]) -> list[Tensor]:
     """
     hidden_states, *_, tokens = args  # `[T, B, L, D]`, or packed, `[T, N, D]`
     attention = layer.attention
-    spikes = attention.input_neuron(hidden_states)
+    spikes = attention.input_neuron(attention.input_norm(hidden_states))
     currents = [
         attention.key_norm(attention.key(spikes)).mean(0),
         attention.value_norm(attention.value(spikes)).mean(0),

@@ -37,7 +37,8 @@ class SpikeBertConfig(PreTrainedConfig):
         tau: membrane time constant in time steps, at least 1. Published script: 2.
         v_threshold: firing threshold of all neurons but those behind the attention product. Published: 1.
         attention_v_threshold: firing threshold of the neurons behind the attention product. Published: 0.5.
-        attention_scale: factor on the attention product `(q k^T) v`, which has no softmax. Published: 0.125.
+        attention_scale: factor on the attention product `(q k^T) v`, which has no softmax. Published: 0.125. With the
+            membrane shortcut a LayerNorm follows, which takes it out again.
         v_reset: membrane after a spike; `None` for the soft reset (subtracts the threshold). Published: 0.
         surrogate: surrogate gradient, one of `neurons_spikebert.SURROGATES`. Published: `"atan"`.
         surrogate_alpha: its steepness. Published: 2.
