@@ -602,6 +602,11 @@ def test_the_command_refuses_to_write_over_what_it_reads(tmp_path):
     with pytest.raises(SystemExit, match=r"train\.parquet is read"):
         main(["augment", "--train-file", str(train), "--output-file", str(train), "--language", "en"])
     assert train.read_bytes() == before
+    other = write_csv(tmp_path / "other.csv", [("one two", 0)])
+    options = ["--train-file", str(other), "--sentences-file", str(train)]
+    with pytest.raises(SystemExit, match=r"train\.parquet is read"):
+        main(["augment", *options, "--output-file", str(train), "--language", "en"])
+    assert train.read_bytes() == before
 
 
 def test_the_command_refuses_rows_without_label(tmp_path):

@@ -198,8 +198,7 @@ def test_damaged_weights_raise(tmp_path, size):
 @modes
 @classes
 def test_from_pretrained_initialises_what_the_checkpoint_lacks(tmp_path, cls, mode):
-    sizes = {"initializer_range": 0.05, "intermediate_size": 96}
-    model = tiny_model(cls, mode, torch.float32, **sizes)
+    model = tiny_model(cls, mode, torch.float32, initializer_range=0.05, intermediate_size=96)
     model.save_pretrained(tmp_path)
     name = "encoder.layer.0.attention.query.bias" if cls is SpikeBertModel else "classifier.bias"
     save_file({name: torch.full_like(model.state_dict()[name], 7)}, tmp_path / "model.safetensors", {"format": "pt"})

@@ -53,7 +53,7 @@ class AugmentArguments:
         output = Path(self.output_file)
         if output.suffix.lower() != ".parquet":
             raise ValueError(f"{output}: the output is a parquet file. Name it so: {output.with_suffix('.parquet')}.")
-        for source in (self.train_file, self.validation_file):
+        for source in (self.train_file, self.validation_file, self.sentences_file):
             if source is not None and Path(source).resolve() == output.resolve():
                 raise ValueError(f"{output} is read. Choose another --output-file.")
         if not output.parent.is_dir():
