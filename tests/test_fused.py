@@ -268,6 +268,7 @@ def test_products_of_the_same_input_at_each_step_are_computed_once(mode, overrid
         return linear(x, weight, *args)
 
     monkeypatch.setattr(nn.functional, "linear", counting)
+    monkeypatch.setattr(fused, "spike_linear", counting)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         model(MASKS["padded"][0], attention_mask=MASKS["padded"][1])
     assert seen[0][0] == steps

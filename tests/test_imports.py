@@ -21,7 +21,8 @@ FLAT = {
     "triton_spikebert": set(),
     "kernels_spikebert": {"neurons_spikebert", "triton_spikebert"},
     "quantization_spikebert": set(),
-    "fused_spikebert": {"kernels_spikebert", "quantization_spikebert"},
+    "sparse_spikebert": set(),
+    "fused_spikebert": {"kernels_spikebert", "quantization_spikebert", "sparse_spikebert"},
     "early_exit_spikebert": {"fused_spikebert"},
     "modeling_spikebert": {
         "configuration_spikebert",
@@ -32,7 +33,7 @@ FLAT = {
 }
 # From the bottom up: a module imports only from layers below its own, or from its own sub-package.
 LAYERS = [
-    {"neurons_spikebert", "triton_spikebert"},
+    {"neurons_spikebert", "sparse_spikebert", "triton_spikebert"},
     {"configuration_spikebert", "kernels_spikebert", "quantization_spikebert"},
     {"fused_spikebert"},
     {"early_exit_spikebert"},

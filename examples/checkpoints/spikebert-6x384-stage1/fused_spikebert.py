@@ -8,6 +8,7 @@ What the plain block does step by step and apart is done at once here, without c
 - `q (k^T v)` where that is less work than `(q k^T) v`; both are sums of integers;
 - on a CPU nothing but attention sees padding: tokens of all sentences lie one behind the other;
 - for the backward pass currents are kept and spikes computed again, or kept in one byte (attention);
+- on a CPU in float32, silent synapses are passed over (`sparse_spikebert`);
 - where weights are int8 (`quantization_spikebert`), spikes stay in one byte from neuron to product.
 
 On a CPU what lies before and behind the attention is compiled, once for all layers, batches and lengths; on a GPU it
@@ -29,10 +30,11 @@ from torch import Tensor, nn
 
 from .kernels_spikebert import LIFConstants, arithmetic_dtype, has_triton, norm_lif, norm_lif_steps
 from .quantization_spikebert import PackedLinear, int8_linear, is_int8, pack
+from .sparse_spikebert import spike_linear
 
-# From this number of elements in the shortcut on, compiled blocks save in some fifty training steps what the compiler
-# takes. A forward pass alone saves less.
-WORTH_COMPILING = {"training": 2**20, "evaluation": 2**22}
+# From this number of elements in the shortcut on, compiled blocks save in some two hundred training steps, or twenty
+# forward passes, what the compiler takes.
+WORTH_COMPILING = {"training": 2**18, "evaluation": 2**20}
 
 # By name, because remote code brings copies of its own.
 OWN_MODULES = ("SpikeBertSelfAttention", "SpikeBertMLP", "SpikeBertNeuron", "Int8Linear")
@@ -262,7 +264,7 @@ def _before_attention(
         spikes = neurons(x, attention.input_neuron, dtype, attention.input_norm)
     else:
         spikes = _once(x, lambda x: x.to(dtype))
-    current = _linear(spikes, packed, attention.query, attention.key, attention.value)
+    current = _linear(layer, spikes, packed, attention.query, attention.key, attention.value)
     norms = (attention.query_norm, attention.key_norm, attention.value_norm)
     qkv = neurons(current, attention.query_neuron, _product_dtype(attention, dtype), *norms)
     rates = _rates(spikes, *qkv.chunk(3, dim=-1)) if output_firing_rates else None
@@ -290,11 +292,11 @@ def _behind_attention(
     scaled = context.to(arithmetic_dtype(context.dtype)) * attention.scale
     norms = (attention.context_norm,) if before else ()
     context_spikes = neurons(scaled, attention.context_neuron, dtype, *norms)
-    x = add(x, _linear(context_spikes, packed[0], attention.output), attention)
+    x = add(x, _linear(layer, context_spikes, packed[0], attention.output), attention)
     spikes = neurons(x, mlp.input_neuron, dtype, mlp.input_norm) if before else x.to(dtype)
-    current = _linear(spikes, packed[1], mlp.intermediate)
+    current = _linear(layer, spikes, packed[1], mlp.intermediate)
     intermediate = neurons(current, mlp.intermediate_neuron, dtype, mlp.intermediate_norm)
-    x = add(x, _linear(intermediate, packed[2], mlp.output), mlp)
+    x = add(x, _linear(layer, intermediate, packed[2], mlp.output), mlp)
     rates = _rates(context_spikes, spikes, intermediate) if output_firing_rates else None
     return x, rates, neurons.membranes
 
@@ -321,17 +323,21 @@ class _Neurons:
         return spikes.flatten(-2)
 
 
-def _linear(spikes: Tensor, packed: PackedLinear | None, *modules: Any) -> Tensor:
+def _linear(layer: Any, spikes: Tensor, packed: PackedLinear | None, *modules: Any) -> Tensor:
     """These Linears on the same spikes, side by side: `[T, N, D]` to `[T, N, sum of out_features]`."""
     if len(spikes) > 1 and spikes.stride(0) == 0:  # as the input of the published model
-        return _once(spikes, lambda spikes: _linear(spikes, packed, *modules))
+        return _once(spikes, lambda spikes: _linear(layer, spikes, packed, *modules))
     if packed is not None:
         return int8_linear(spikes, packed)
     if is_int8(modules[0]):
         return torch.cat([module(spikes) for module in modules], dim=-1)
     weight = torch.cat([module.weight for module in modules]) if len(modules) > 1 else modules[0].weight
     bias = torch.cat([module.bias for module in modules]) if len(modules) > 1 else modules[0].bias
-    return nn.functional.linear(spikes, weight.to(spikes.dtype), bias.to(spikes.dtype))
+    weight, bias = weight.to(spikes.dtype), bias.to(spikes.dtype)
+    binary = _has_membrane_shortcut(layer)  # the other kind has spike counts, too
+    if binary and spikes.dtype == torch.float32 and spikes.device.type == "cpu":
+        return spike_linear(spikes, weight, bias)
+    return nn.functional.linear(spikes, weight, bias)
 
 
 def _rates(*signals: Tensor) -> Tensor:

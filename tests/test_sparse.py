@@ -1,0 +1,134 @@
+"""The Linear that passes over silent synapses, against torch's."""
+
+import pytest
+import torch
+from helpers import mask_of, random_ids, tiny_model, tracing
+from torch import Tensor, nn
+
+from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert import sparse_spikebert as sparse
+from modeling_spikebert.sparse_spikebert import spike_linear
+
+pytestmark = tracing
+
+
+def operands(rows: int, inner: int, columns: int, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    spikes = (torch.rand(rows, inner, generator=generator) < rate).float()
+    weight, bias = torch.randn(columns, inner, generator=generator), torch.randn(columns, generator=generator)
+    return spikes, weight, bias
+
+
+def results_of(linear, spikes: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    """The output, and the gradients of spikes, weight and bias."""
+    leaves = [x.clone().requires_grad_() for x in (spikes, weight, bias)]
+    out = linear(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def assert_close(results: list[Tensor], expected: list[Tensor]) -> None:
+    for name, result, want in zip(("output", "spikes", "weight", "bias"), results, expected, strict=True):
+        torch.testing.assert_close(result, want, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-5, atol=1e-4)
+
+
+@pytest.fixture
+def summed(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of what was summed, whatever the firing rate."""
+    shapes = []
+    add = sparse._sum
+
+    def seeing(library, spikes, weight, bias):
+        shapes.append((*spikes.shape, weight.shape[1]))
+        return add(library, spikes, weight, bias)
+
+    monkeypatch.setattr(sparse, "_sum", seeing)
+    monkeypatch.setattr(sparse, "MAX_FIRING_RATE", 1.0)
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns"),
+    [(1, 1, 1), (3, 7, 5), (64, 96, 96), (65, 33, 8), (130, 40, 205), (2, 300, 97)],
+    ids=str,
+)
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0], ids=["silent", "sparse", "all"])
+def test_output_and_every_gradient_equal_those_of_a_linear(rows, inner, columns, rate, summed):
+    inputs = operands(rows, inner, columns, rate)
+    assert_close(results_of(spike_linear, *inputs), results_of(nn.functional.linear, *inputs))
+    assert summed == [(rows, inner, columns), (inner, rows, columns)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(threads, summed):
+    inputs = operands(200, 50, 110, 0.1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        results = results_of(spike_linear, *inputs)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(results[:3], results_of(spike_linear, *inputs)[:3], strict=True))
+
+
+def test_leading_dimensions_and_strides(summed):
+    spikes, weight, bias = operands(24, 10, 12, 0.3)
+    for view in (spikes.view(2, 3, 4, 10), spikes.t().contiguous().t().view(24, 10), spikes[::2], spikes[:0]):
+        weight_view, bias_view = weight.t().contiguous().t(), bias.repeat_interleave(2)[::2]
+        want = nn.functional.linear(view, weight, bias)
+        torch.testing.assert_close(spike_linear(view, weight_view, bias_view), want)
+    assert len(summed) == 4
+
+
+def test_dense_spikes_take_an_ordinary_product(monkeypatch):
+    def fail(*args):
+        raise AssertionError("sums in place of a product")
+
+    monkeypatch.setattr(sparse, "_sum", fail)
+    inputs = operands(20, 30, 10, 0.5)
+    assert_close(results_of(spike_linear, *inputs), results_of(nn.functional.linear, *inputs))
+    with pytest.raises(AssertionError, match="sums in place"):
+        spike_linear(*operands(20, 30, 10, 0.1))
+
+
+def test_without_a_compiler_it_is_a_product_and_says_so_once(monkeypatch):
+    from torch._inductor.codecache import CppCodeCache
+
+    def fail(source):
+        raise RuntimeError("no g++\nand more")
+
+    monkeypatch.setattr(CppCodeCache, "load", fail)
+    sparse._library.cache_clear()
+    inputs = operands(20, 30, 10, 0.1)
+    try:
+        with pytest.warns(UserWarning, match=r"not passed over, since the compiler failed: no g\+\+$") as seen:
+            results = results_of(spike_linear, *inputs)
+        assert len(seen) == 1
+    finally:
+        sparse._library.cache_clear()
+    assert_close(results, results_of(nn.functional.linear, *inputs))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.9])
+def test_it_keeps_the_rules_of_custom_operators(rate):
+    spikes, weight, bias = (x.requires_grad_() for x in operands(20, 30, 10, rate))
+    torch.library.opcheck(sparse._spike_linear, (spikes, weight, bias))
+    torch.library.opcheck(sparse._weight_gradient, (spikes.detach(), torch.randn(20, 10)))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_fused_blocks_in_float32_pass_over_silent_synapses(summed):
+    """All four products of a block, forward and for the gradients of the weights."""
+    model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, num_hidden_layers=2).train()
+    ids, mask = random_ids(3, 6), mask_of(6, 1, 4)
+    gradients = {}
+    for implementation in ("plain", "fused"):
+        model.config.implementation = implementation
+        model.zero_grad()
+        model(ids, attention_mask=mask, labels=torch.tensor([0, 1, 0])).loss.backward()
+        gradients[implementation] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        assert bool(summed) == (implementation == "fused")
+    assert len(summed) == 2 * 2 * 4
+    for name, want in gradients["plain"].items():
+        result = gradients["fused"][name]
+        torch.testing.assert_close(result, want, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-4, atol=1e-6)
