@@ -63,6 +63,19 @@ def test_training(tmp_path):
     assert "3 sentences a step" in printed
 
 
+def test_sparse(tmp_path):
+    sizes = {"vocab_size": len(AutoTokenizer.from_pretrained(bundled_teacher())), "max_position_embeddings": 64}
+    model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, **sizes)
+    model.save_pretrained(tmp_path / "model")
+    options = ("--model", str(tmp_path / "model"), "--batch_size", "3", "--repeats", "1")
+    written, printed = run("sparse.py", tmp_path / "rows.json", *options)
+    pairs = check_ratios(written["rows"])
+    for kind in ("forward", "step"):
+        assert {(f"{kind}-sums", f"{kind}-{name}") for name in ("products", "plain", "bert")} <= pairs
+    assert all(0 < row["shape"]["firing_rate"] < 1 for row in written["rows"])
+    assert "firing_rate" in printed
+
+
 def test_accuracy(tmp_path):
     """Accuracy and mean steps are those of the model called directly."""
     text = bundled_tweets()

