@@ -34,7 +34,7 @@ def assert_close(results: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.fixture
 def summed(monkeypatch) -> list[tuple[int, ...]]:
-    """Shapes of what was summed, whatever the firing rate."""
+    """Shapes of what was summed; all is, whatever the firing rate."""
     shapes = []
     add = sparse._sum
 
@@ -44,6 +44,7 @@ def summed(monkeypatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(sparse, "_sum", seeing)
     monkeypatch.setattr(sparse, "MAX_FIRING_RATE", 1.0)
+    monkeypatch.setattr(sparse, "MIN_TOKENS", 0)
     return shapes
 
 
@@ -80,15 +81,14 @@ def test_leading_dimensions_and_strides(summed):
     assert len(summed) == 4
 
 
-def test_dense_spikes_take_an_ordinary_product(monkeypatch):
-    def fail(*args):
-        raise AssertionError("sums in place of a product")
-
-    monkeypatch.setattr(sparse, "_sum", fail)
-    inputs = operands(20, 30, 10, 0.5)
+@pytest.mark.parametrize(("rows", "rate", "sums"), [(64, 0.1, True), (63, 0.1, False), (64, 0.5, False)], ids=str)
+def test_sums_are_taken_where_they_pay(rows, rate, sums, monkeypatch):
+    taken = []
+    add = sparse._sum
+    monkeypatch.setattr(sparse, "_sum", lambda *args: taken.append(True) or add(*args))
+    inputs = operands(rows, 30, 10, rate)
     assert_close(results_of(spike_linear, *inputs), results_of(nn.functional.linear, *inputs))
-    with pytest.raises(AssertionError, match="sums in place"):
-        spike_linear(*operands(20, 30, 10, 0.1))
+    assert taken == 2 * [True] * sums
 
 
 def test_without_a_compiler_it_is_a_product_and_says_so_once(monkeypatch):
@@ -99,7 +99,7 @@ def test_without_a_compiler_it_is_a_product_and_says_so_once(monkeypatch):
 
     monkeypatch.setattr(CppCodeCache, "load", fail)
     sparse._library.cache_clear()
-    inputs = operands(20, 30, 10, 0.1)
+    inputs = operands(70, 30, 10, 0.1)
     try:
         with pytest.warns(UserWarning, match=r"not passed over, since the compiler failed: no g\+\+$") as seen:
             results = results_of(spike_linear, *inputs)
@@ -111,9 +111,9 @@ def test_without_a_compiler_it_is_a_product_and_says_so_once(monkeypatch):
 
 @pytest.mark.parametrize("rate", [0.1, 0.9])
 def test_it_keeps_the_rules_of_custom_operators(rate):
-    spikes, weight, bias = (x.requires_grad_() for x in operands(20, 30, 10, rate))
+    spikes, weight, bias = (x.requires_grad_() for x in operands(70, 30, 10, rate))
     torch.library.opcheck(sparse._spike_linear, (spikes, weight, bias))
-    torch.library.opcheck(sparse._weight_gradient, (spikes.detach(), torch.randn(20, 10)))
+    torch.library.opcheck(sparse._weight_gradient, (spikes.detach(), torch.randn(70, 10)))
 
 
 @pytest.mark.usefixtures("uncompiled")

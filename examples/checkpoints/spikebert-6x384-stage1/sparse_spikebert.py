@@ -3,8 +3,7 @@
 
 A spike adds a row of the weights to the output, and a silent neuron adds nothing: sums instead of products, and as few
 as there are spikes. The gradient of the weights is such a sum, too, over the tokens at which a neuron fired; only that
-of the spikes is an ordinary product. `torch.nn.functional.linear` is the oracle, and what runs where spikes are so
-dense that passing over the rest does not pay.
+of the spikes is a product. `torch.nn.functional.linear` is the oracle, and what runs where this does not pay.
 
 Compiled by the compiler behind `torch.compile`, at the first call, in a few seconds; later processes find it in its
 cache.
@@ -19,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Spikes per neuron and time step above which an ordinary product is taken. At 0.3 the two break even.
+# An ordinary product is taken for more spikes per neuron and time step than this (the two break even at 0.3), and for
+# fewer tokens (for them it takes longer to transpose the weights than to multiply).
 MAX_FIRING_RATE = 0.25
+MIN_TOKENS = 64
 
 # out[r] = bias + sum of weight[k] over all k with spikes[r, k] = 1. For each block of rows first the numbers of those
 # that fired, then the sums, in registers for 96 columns at once. Strides are in elements.
@@ -146,7 +147,9 @@ _spike_linear.register_autograd(_backward, setup_context=_keep)
 
 
 def _takes_sums(spikes: Tensor) -> bool:
-    return bool(spikes.sum() <= MAX_FIRING_RATE * spikes.numel()) and _library() is not None
+    """Whether sums pay, for spikes `[N, K]`."""
+    pays = len(spikes) >= MIN_TOKENS and bool(spikes.sum() <= MAX_FIRING_RATE * spikes.numel())
+    return pays and _library() is not None
 
 
 def _sum(library: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
