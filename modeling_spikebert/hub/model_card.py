@@ -40,8 +40,8 @@ leaky integrate-and-fire neurons; {shortcut}.
 ## Limits
 
 It repeats what is wrong or one-sided in its training data. Text from elsewhere and other languages were not
-tried. Low firing rates save energy on hardware that skips silent synapses; a CPU or GPU computes all synapses at
-each time step.
+tried. Low firing rates save energy on hardware that skips silent synapses; ordinary matrix products compute all of
+them at each time step.
 """
 
 # `.` is the folder of the card, where there is no repository.
