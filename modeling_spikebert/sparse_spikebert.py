@@ -9,11 +9,11 @@ Compiled by the compiler behind `torch.compile`, at the first call, in a few sec
 cache.
 """
 
-import re
 import warnings
 from ctypes import CDLL, c_int64, c_void_p
 from functools import cache
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -99,8 +99,9 @@ def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _spike_linear(spikes.flatten(0, -2), weight, bias).unflatten(0, spikes.shape[:-1])
 
 
-# Checkpoints bring copies of this file, each of which registers operators of its own.
-_NAMESPACE = re.sub(r"\W", "_", __name__)
+# Checkpoints bring copies of this file, each of which registers operators of its own. A number, because transformers
+# makes names of modules from those of folders, and an operator's is ASCII.
+_NAMESPACE = f"spikebert_{crc32(__name__.encode()):08x}"
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::spike_linear", mutates_args=(), device_types="cpu")
