@@ -50,7 +50,7 @@ def summed(monkeypatch) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize(
     ("rows", "inner", "columns"),
-    [(1, 1, 1), (3, 7, 5), (64, 96, 96), (65, 33, 8), (130, 40, 205), (2, 300, 97)],
+    [(1, 1, 1), (3, 7, 5), (64, 96, 96), (65, 33, 8), (130, 40, 205), (3, 1025, 97), (2100, 20, 9)],
     ids=str,
 )
 @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0], ids=["silent", "sparse", "all"])
@@ -60,8 +60,8 @@ def test_output_and_every_gradient_equal_those_of_a_linear(rows, inner, columns,
     assert summed == [(rows, inner, columns), (inner, rows, columns)]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_change_nothing(threads, summed):
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_change_no_sum(threads, summed):
     inputs = operands(200, 50, 110, 0.1)
     before = torch.get_num_threads()
     try:
@@ -69,7 +69,9 @@ def test_threads_change_nothing(threads, summed):
         results = results_of(spike_linear, *inputs)
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(results[:3], results_of(spike_linear, *inputs)[:3], strict=True))
+    expected = results_of(spike_linear, *inputs)
+    assert torch.equal(results[0], expected[0])
+    assert torch.equal(results[2], expected[2])
 
 
 def test_leading_dimensions_and_strides(summed):
@@ -81,7 +83,7 @@ def test_leading_dimensions_and_strides(summed):
     assert len(summed) == 4
 
 
-@pytest.mark.parametrize(("rows", "rate", "sums"), [(64, 0.1, True), (63, 0.1, False), (64, 0.5, False)], ids=str)
+@pytest.mark.parametrize(("rows", "rate", "sums"), [(128, 0.1, True), (127, 0.1, False), (128, 0.5, False)], ids=str)
 def test_sums_are_taken_where_they_pay(rows, rate, sums, monkeypatch):
     taken = []
     add = sparse._sum
@@ -99,7 +101,7 @@ def test_without_a_compiler_it_is_a_product_and_says_so_once(monkeypatch):
 
     monkeypatch.setattr(CppCodeCache, "load", fail)
     sparse._library.cache_clear()
-    inputs = operands(70, 30, 10, 0.1)
+    inputs = operands(130, 30, 10, 0.1)
     try:
         with pytest.warns(UserWarning, match=r"not passed over, since the compiler failed: no g\+\+$") as seen:
             results = results_of(spike_linear, *inputs)
@@ -111,24 +113,36 @@ def test_without_a_compiler_it_is_a_product_and_says_so_once(monkeypatch):
 
 @pytest.mark.parametrize("rate", [0.1, 0.9])
 def test_it_keeps_the_rules_of_custom_operators(rate):
-    spikes, weight, bias = (x.requires_grad_() for x in operands(70, 30, 10, rate))
+    spikes, weight, bias = (x.requires_grad_() for x in operands(130, 30, 10, rate))
     torch.library.opcheck(sparse._spike_linear, (spikes, weight, bias))
-    torch.library.opcheck(sparse._weight_gradient, (spikes.detach(), torch.randn(70, 10)))
+    torch.library.opcheck(sparse._weight_gradient, (spikes.detach(), torch.randn(130, 10)))
+
+
+def gradients_of(model, implementation: str) -> dict[str, Tensor]:
+    model.config.implementation = implementation
+    model.zero_grad()
+    model(random_ids(3, 6), attention_mask=mask_of(6, 1, 4), labels=torch.tensor([0, 1, 0])).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("stance", ["force_eager", "default"], ids=["uncompiled", "compiled"])
+def test_fused_blocks_in_float32_pass_over_silent_synapses(stance, summed):
+    """All four products of a block, forward and for the gradients of the weights; the compiler may repeat some."""
+    model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, num_hidden_layers=2).train()
+    expected = gradients_of(model, "plain")
+    assert not summed
+    with torch.compiler.set_stance(stance):
+        gradients = gradients_of(model, "fused")
+    assert len(summed) == 2 * 2 * 4 if stance == "force_eager" else len(summed) >= 2 * 2 * 4
+    for name, want in expected.items():
+        result = gradients[name]
+        torch.testing.assert_close(result, want, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_fused_blocks_in_float32_pass_over_silent_synapses(summed):
-    """All four products of a block, forward and for the gradients of the weights."""
-    model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, num_hidden_layers=2).train()
-    ids, mask = random_ids(3, 6), mask_of(6, 1, 4)
-    gradients = {}
-    for implementation in ("plain", "fused"):
-        model.config.implementation = implementation
-        model.zero_grad()
-        model(ids, attention_mask=mask, labels=torch.tensor([0, 1, 0])).loss.backward()
-        gradients[implementation] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        assert bool(summed) == (implementation == "fused")
-    assert len(summed) == 2 * 2 * 4
-    for name, want in gradients["plain"].items():
-        result = gradients["fused"][name]
-        torch.testing.assert_close(result, want, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-4, atol=1e-6)
+def test_spike_counts_of_the_published_shortcut_take_products(summed):
+    model = tiny_model(SpikeBertForSequenceClassification, "reference", torch.float32, num_hidden_layers=2).train()
+    expected, gradients = gradients_of(model, "plain"), gradients_of(model, "fused")
+    assert not summed
+    for name, want in expected.items():
+        torch.testing.assert_close(gradients[name], want, rtol=1e-4, atol=1e-6)

@@ -9,36 +9,39 @@ Compiled by the compiler behind `torch.compile`, at the first call, in a few sec
 cache.
 """
 
-import re
 import warnings
 from ctypes import CDLL, c_int64, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
-# An ordinary product is taken for more spikes per neuron and time step than this (the two break even at 0.3), and for
-# fewer tokens (for them it takes longer to transpose the weights than to multiply).
+# An ordinary product is taken for more spikes per neuron and time step than this, and for fewer tokens: it takes longer
+# to transpose the weights than to multiply these. Near where the two break even on a CPU with AVX2.
 MAX_FIRING_RATE = 0.25
-MIN_TOKENS = 64
+MIN_TOKENS = 128
 
 # out[r] = bias + sum of weight[k] over all k with spikes[r, k] = 1. For each block of rows first the numbers of those
-# that fired, then the sums, in registers for 96 columns at once. Strides are in elements.
+# that fired, then the sums, in registers for 96 columns at once. Of `inner` a part comes after the other, so that the
+# rows of `weight` that are added stay in the cache. Strides are in elements.
 SOURCE = """
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
-constexpr int64_t ROWS = 64, LANES = 8, WIDE = 12;
+constexpr int64_t ROWS = 64, PART = 1024, LANES = 8, WIDE = 12;
+constexpr int64_t ROOM = PART + 1;  // a silent neuron is written, too, and then written over
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
 template <int64_t V>
-static void sum_rows(const int32_t* fired, int64_t count, const float* weight, int64_t columns, const float* bias,
+static void sum_rows(const int32_t* fired, int64_t count, const float* weight, int64_t columns, const float* start,
                      float* out) {
   lanes sum[V];
-  for (int64_t i = 0; i < V; ++i) sum[i] = bias ? *(const lanes*)(bias + LANES * i) : lanes{};
+  for (int64_t i = 0; i < V; ++i) sum[i] = start ? *(const lanes*)(start + LANES * i) : lanes{};
   for (int64_t j = 0; j < count; ++j)
     for (int64_t i = 0; i < V; ++i) sum[i] += *(const lanes*)(weight + fired[j] * columns + LANES * i);
   for (int64_t i = 0; i < V; ++i) *(lanes*)(out + LANES * i) = sum[i];
@@ -46,39 +49,45 @@ static void sum_rows(const int32_t* fired, int64_t count, const float* weight, i
 
 extern "C" void spike_mm(const float* spikes, int64_t rows, int64_t inner, int64_t row_stride, int64_t inner_stride,
                          const float* weight, const float* bias, float* out, int64_t columns, int64_t threads) {
+  const int64_t parts = std::max<int64_t>(1, (inner + PART - 1) / PART), part = (inner + parts - 1) / parts;
   #pragma omp parallel num_threads(threads)
   {
-    const int64_t room = inner + 1;  // a silent neuron is written, too, and then written over
-    std::vector<int32_t> fired(ROWS * room);
+    std::vector<int32_t> fired(ROWS * ROOM);
     int64_t count[ROWS];
-    #pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < rows; first += ROWS) {
-      const int64_t block = std::min(ROWS, rows - first);
-      std::fill(count, count + block, 0);
-      auto see = [&](int64_t r, int64_t k) {
-        fired[r * room + count[r]] = k;
-        count[r] += spikes[(first + r) * row_stride + k * inner_stride] != 0;
-      };
-      if (row_stride < inner_stride)
-        for (int64_t k = 0; k < inner; ++k)
-          for (int64_t r = 0; r < block; ++r) see(r, k);
-      else
-        for (int64_t r = 0; r < block; ++r)
-          for (int64_t k = 0; k < inner; ++k) see(r, k);
-      auto sum = [&](auto width, int64_t c) {
-        for (int64_t r = 0; r < block; ++r)
-          sum_rows<width>(&fired[r * room], count[r], weight + c, columns, bias ? bias + c : nullptr,
-                          out + (first + r) * columns + c);
-      };
-      int64_t c = 0;
-      for (; c + LANES * WIDE <= columns; c += LANES * WIDE) sum(std::integral_constant<int64_t, WIDE>(), c);
-      for (; c + LANES <= columns; c += LANES) sum(std::integral_constant<int64_t, 1>(), c);
-      for (; c < columns; ++c)
-        for (int64_t r = 0; r < block; ++r) {
-          float one = bias ? bias[c] : 0;
-          for (int64_t j = 0; j < count[r]; ++j) one += weight[fired[r * room + j] * columns + c];
-          out[(first + r) * columns + c] = one;
-        }
+    for (int64_t p = 0; p < parts; ++p) {
+      const int64_t begin = p * part, end = std::min(inner, begin + part);
+      #pragma omp for schedule(dynamic)
+      for (int64_t first = 0; first < rows; first += ROWS) {
+        const int64_t block = std::min(ROWS, rows - first);
+        std::fill(count, count + block, 0);
+        auto see = [&](int64_t r, int64_t k) {
+          fired[r * ROOM + count[r]] = k;
+          count[r] += spikes[(first + r) * row_stride + k * inner_stride] != 0;
+        };
+        if (row_stride < inner_stride)
+          for (int64_t k = begin; k < end; ++k)
+            for (int64_t r = 0; r < block; ++r) see(r, k);
+        else
+          for (int64_t r = 0; r < block; ++r)
+            for (int64_t k = begin; k < end; ++k) see(r, k);
+        auto sum = [&](auto width, int64_t c) {
+          for (int64_t r = 0; r < block; ++r) {
+            float* place = out + (first + r) * columns + c;
+            const float* start = p ? place : bias ? bias + c : nullptr;
+            sum_rows<width>(&fired[r * ROOM], count[r], weight + c, columns, start, place);
+          }
+        };
+        int64_t c = 0;
+        for (; c + LANES * WIDE <= columns; c += LANES * WIDE) sum(std::integral_constant<int64_t, WIDE>(), c);
+        for (; c + LANES <= columns; c += LANES) sum(std::integral_constant<int64_t, 1>(), c);
+        for (; c < columns; ++c)
+          for (int64_t r = 0; r < block; ++r) {
+            float& place = out[(first + r) * columns + c];
+            float one = p ? place : bias ? bias[c] : 0;
+            for (int64_t j = 0; j < count[r]; ++j) one += weight[fired[r * ROOM + j] * columns + c];
+            place = one;
+          }
+      }
     }
   }
 }
@@ -89,7 +98,7 @@ def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`torch.nn.functional.linear` of binary spikes, with gradients.
 
     Args:
-        spikes: `[..., K]`, 0 or 1, float32 on a CPU. Other numbers than 0 are taken for 1.
+        spikes: `[..., K]`, 0 or 1, float32 on a CPU. What comes of other numbers is not defined.
         weight: `[M, K]`.
         bias: `[M]`.
 
@@ -99,8 +108,9 @@ def spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _spike_linear(spikes.flatten(0, -2), weight, bias).unflatten(0, spikes.shape[:-1])
 
 
-# Checkpoints bring copies of this file, each of which registers operators of its own.
-_NAMESPACE = re.sub(r"\W", "_", __name__)
+# Checkpoints bring copies of this file, each of which registers operators of its own; and the compiler's cache on disk
+# knows an operator, gradient included, by its name alone. So the name follows from that of the module and its text.
+_NAMESPACE = f"spikebert_{crc32(__name__.encode() + Path(__file__).read_bytes()):08x}"
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::spike_linear", mutates_args=(), device_types="cpu")
@@ -173,16 +183,14 @@ def _sum(library: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> T
 @cache
 def _library() -> CDLL | None:
     """The compiled source, or None where it cannot be compiled."""
-    from torch._inductor.codecache import CppCodeCache  # slow to import
-
     try:
+        from torch._inductor.codecache import CppCodeCache  # slow to import
+
         library = CppCodeCache.load(SOURCE)
+        library.spike_mm.argtypes = [c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_void_p, c_int64, c_int64]
+        library.spike_mm.restype = None
     except Exception as error:
-        warnings.warn(
-            f"Silent synapses are not passed over, since the compiler failed: {str(error).splitlines()[0]}",
-            stacklevel=2,
-        )
+        reason = (str(error) or repr(error)).splitlines()[0]
+        warnings.warn(f"Silent synapses are not passed over, since the compiler failed: {reason}", stacklevel=2)
         return None
-    library.spike_mm.argtypes = [c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_void_p, c_int64, c_int64]
-    library.spike_mm.restype = None
     return library
