@@ -51,15 +51,18 @@ print([row["label"] for row in classify(sys.argv[2:])])
 """
 
 
-def test_the_first_lines_of_the_readme():
-    """In a process of its own, as a new user. The sentences are made up, not from a data set."""
+@pytest.mark.parametrize("name", ["spikebert-6x384-sst2", "模型"])
+def test_the_first_lines_of_the_readme(name, tmp_path):
+    """In a process of its own, as a new user, in a folder of any name. The sentences are made up."""
+    folder = tmp_path / name
+    folder.symlink_to(CHECKPOINTS / "spikebert-6x384-sst2")
     sentences = {
         "A wonderful film, funny and moving.": "positive",
         "I loved every minute of it.": "positive",
         "Dull, clumsy and far too long.": "negative",
         "The worst acting I have ever seen.": "negative",
     }
-    command = [sys.executable, "-c", CLASSIFY, str(CHECKPOINTS / "spikebert-6x384-sst2"), *sentences]
+    command = [sys.executable, "-c", CLASSIFY, str(folder), *sentences]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == str(list(sentences.values()))
