@@ -32,9 +32,9 @@ from .kernels_spikebert import LIFConstants, arithmetic_dtype, has_triton, norm_
 from .quantization_spikebert import PackedLinear, int8_linear, is_int8, pack
 from .sparse_spikebert import spike_linear
 
-# From this number of elements in the shortcut on, compiled blocks save in some two hundred training steps, or twenty
-# forward passes, what the compiler takes.
-WORTH_COMPILING = {"training": 2**18, "evaluation": 2**20}
+# From this number of elements in the shortcut on, compiled blocks save in some two hundred training steps what the
+# compiler takes. A forward pass alone is often made but once.
+WORTH_COMPILING = {"training": 2**18, "evaluation": 2**22}
 
 # By name, because remote code brings copies of its own.
 OWN_MODULES = ("SpikeBertSelfAttention", "SpikeBertMLP", "SpikeBertNeuron", "Int8Linear")
