@@ -10,7 +10,7 @@ cache.
 """
 
 import warnings
-from ctypes import CDLL, c_int64, c_void_p
+from ctypes import c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ _NAMESPACE = f"spikebert_{crc32(__name__.encode() + Path(__file__).read_bytes())
 def _spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`[N, K]`, `[M, K]`, `[M]` to `[N, M]`."""
     if _takes_sums(spikes):
-        return _sum(_library(), spikes, weight.t(), bias)
+        return _sum(spikes, weight.t(), bias)
     return torch.nn.functional.linear(spikes, weight, bias)
 
 
@@ -125,7 +125,7 @@ def _spike_linear(spikes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _weight_gradient(spikes: Tensor, grad: Tensor) -> Tensor:
     """`[N, K]`, `[N, M]` to `[M, K]`."""
     if _takes_sums(spikes):
-        return _sum(_library(), spikes.t(), grad, None).t().contiguous()
+        return _sum(spikes.t(), grad, None).t().contiguous()
     return grad.t() @ spikes
 
 
@@ -162,12 +162,12 @@ def _takes_sums(spikes: Tensor) -> bool:
     return pays and _library() is not None
 
 
-def _sum(library: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _sum(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`spikes @ weight + bias` of `[N, K]` and `[K, M]`."""
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     out = weight.new_empty(spikes.shape[0], weight.shape[1])
-    library.spike_mm(
+    _library().spike_mm(
         spikes.data_ptr(),
         *spikes.shape,
         *spikes.stride(),
@@ -181,8 +181,8 @@ def _sum(library: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 @cache
-def _library() -> CDLL | None:
-    """The compiled source, or None where it cannot be compiled."""
+def _library() -> Any:
+    """The compiled source, a `ctypes.CDLL`, or None where it cannot be compiled."""
     try:
         from torch._inductor.codecache import CppCodeCache  # slow to import
 

@@ -75,3 +75,20 @@ def random_ids(batch: int, length: int, seed: int = 0, vocab_size: int = SIZES["
 def mask_of(*lengths: int) -> Tensor:
     """Attention mask of sentences of these lengths, padded on the right."""
     return (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
+
+
+def results_of(model, implementation: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Outputs, those at real tokens only, and gradients of a loss that all of them enter."""
+    model.config.implementation = implementation
+    model.zero_grad()
+    outputs = model(ids, attention_mask=mask, output_hidden_states=True, output_firing_rates=True)
+    real = torch.ones_like(ids) if mask is None or not model.config.mask_padding else mask
+    named = {"logits": outputs.logits} | {f"rates {i}": rates for i, rates in enumerate(outputs.firing_rates)}
+    named |= {f"state {i}": state * real.unsqueeze(-1) for i, state in enumerate(outputs.hidden_states)}
+    generator = torch.Generator().manual_seed(0)
+    loss = sum(
+        (value * torch.randn(value.shape, generator=generator, dtype=value.dtype)).sum() for value in named.values()
+    )
+    loss.backward()
+    gradients = {f"gradient of {name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: value.detach() for name, value in named.items()} | gradients

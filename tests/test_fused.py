@@ -5,7 +5,7 @@ Most tests run the fused code without its compiler (`uncompiled`), which takes h
 
 import pytest
 import torch
-from helpers import SIZES, mask_of, random_ids, tiny_model, tracing
+from helpers import SIZES, mask_of, random_ids, results_of, tiny_model, tracing
 from torch import Tensor, nn
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel
@@ -23,23 +23,6 @@ MASKS = {
     "longer-than-heads-are-wide": (random_ids(2, 14), mask_of(14, 9)),
     "one-token": (random_ids(1, 1), None),
 }
-
-
-def results_of(model, implementation: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Outputs, those at real tokens only, and gradients of a loss that all of them enter."""
-    model.config.implementation = implementation
-    model.zero_grad()
-    outputs = model(ids, attention_mask=mask, output_hidden_states=True, output_firing_rates=True)
-    real = torch.ones_like(ids) if mask is None or not model.config.mask_padding else mask
-    named = {"logits": outputs.logits} | {f"rates {i}": rates for i, rates in enumerate(outputs.firing_rates)}
-    named |= {f"state {i}": state * real.unsqueeze(-1) for i, state in enumerate(outputs.hidden_states)}
-    generator = torch.Generator().manual_seed(0)
-    loss = sum(
-        (value * torch.randn(value.shape, generator=generator, dtype=value.dtype)).sum() for value in named.values()
-    )
-    loss.backward()
-    gradients = {f"gradient of {name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return {name: value.detach() for name, value in named.items()} | gradients
 
 
 def assert_equal_results(model, ids: Tensor, mask: Tensor | None) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import mask_of, random_ids, tiny_model, tracing
+from helpers import mask_of, random_ids, results_of, tiny_model, tracing
 from torch import Tensor, nn
 
 from modeling_spikebert import SpikeBertForSequenceClassification
@@ -19,7 +19,7 @@ def operands(rows: int, inner: int, columns: int, rate: float) -> tuple[Tensor, 
     return spikes, weight, bias
 
 
-def results_of(linear, spikes: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+def results_of_linear(linear, spikes: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     """The output, and the gradients of spikes, weight and bias."""
     leaves = [x.clone().requires_grad_() for x in (spikes, weight, bias)]
     out = linear(*leaves)
@@ -38,9 +38,9 @@ def summed(monkeypatch) -> list[tuple[int, ...]]:
     shapes = []
     add = sparse._sum
 
-    def seeing(library, spikes, weight, bias):
+    def seeing(spikes, weight, bias):
         shapes.append((*spikes.shape, weight.shape[1]))
-        return add(library, spikes, weight, bias)
+        return add(spikes, weight, bias)
 
     monkeypatch.setattr(sparse, "_sum", seeing)
     monkeypatch.setattr(sparse, "MAX_FIRING_RATE", 1.0)
@@ -56,7 +56,7 @@ def summed(monkeypatch) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0], ids=["silent", "sparse", "all"])
 def test_output_and_every_gradient_equal_those_of_a_linear(rows, inner, columns, rate, summed):
     inputs = operands(rows, inner, columns, rate)
-    assert_close(results_of(spike_linear, *inputs), results_of(nn.functional.linear, *inputs))
+    assert_close(results_of_linear(spike_linear, *inputs), results_of_linear(nn.functional.linear, *inputs))
     assert summed == [(rows, inner, columns), (inner, rows, columns)]
 
 
@@ -66,10 +66,10 @@ def test_threads_change_no_sum(threads, summed):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        results = results_of(spike_linear, *inputs)
+        results = results_of_linear(spike_linear, *inputs)
     finally:
         torch.set_num_threads(before)
-    expected = results_of(spike_linear, *inputs)
+    expected = results_of_linear(spike_linear, *inputs)
     assert torch.equal(results[0], expected[0])
     assert torch.equal(results[2], expected[2])
 
@@ -89,7 +89,7 @@ def test_sums_are_taken_where_they_pay(rows, rate, sums, monkeypatch):
     add = sparse._sum
     monkeypatch.setattr(sparse, "_sum", lambda *args: taken.append(True) or add(*args))
     inputs = operands(rows, 30, 10, rate)
-    assert_close(results_of(spike_linear, *inputs), results_of(nn.functional.linear, *inputs))
+    assert_close(results_of_linear(spike_linear, *inputs), results_of_linear(nn.functional.linear, *inputs))
     assert taken == 2 * [True] * sums
 
 
@@ -104,11 +104,11 @@ def test_without_a_compiler_it_is_a_product_and_says_so_once(monkeypatch):
     inputs = operands(130, 30, 10, 0.1)
     try:
         with pytest.warns(UserWarning, match=r"not passed over, since the compiler failed: no g\+\+$") as seen:
-            results = results_of(spike_linear, *inputs)
+            results = results_of_linear(spike_linear, *inputs)
         assert len(seen) == 1
     finally:
         sparse._library.cache_clear()
-    assert_close(results, results_of(nn.functional.linear, *inputs))
+    assert_close(results, results_of_linear(nn.functional.linear, *inputs))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.9])
@@ -118,31 +118,31 @@ def test_it_keeps_the_rules_of_custom_operators(rate):
     torch.library.opcheck(sparse._weight_gradient, (spikes.detach(), torch.randn(130, 10)))
 
 
-def gradients_of(model, implementation: str) -> dict[str, Tensor]:
-    model.config.implementation = implementation
-    model.zero_grad()
-    model(random_ids(3, 6), attention_mask=mask_of(6, 1, 4), labels=torch.tensor([0, 1, 0])).loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+BATCH = (random_ids(3, 6), mask_of(6, 1, 4))
+
+
+def assert_close_results(results: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert results.keys() == expected.keys()
+    for name, want in expected.items():
+        result = results[name]
+        torch.testing.assert_close(result, want, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("stance", ["force_eager", "default"], ids=["uncompiled", "compiled"])
 def test_fused_blocks_in_float32_pass_over_silent_synapses(stance, summed):
     """All four products of a block, forward and for the gradients of the weights; the compiler may repeat some."""
     model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, num_hidden_layers=2).train()
-    expected = gradients_of(model, "plain")
+    expected = results_of(model, "plain", *BATCH)
     assert not summed
     with torch.compiler.set_stance(stance):
-        gradients = gradients_of(model, "fused")
+        results = results_of(model, "fused", *BATCH)
     assert len(summed) == 2 * 2 * 4 if stance == "force_eager" else len(summed) >= 2 * 2 * 4
-    for name, want in expected.items():
-        result = gradients[name]
-        torch.testing.assert_close(result, want, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-4, atol=1e-6)
+    assert_close_results(results, expected)
 
 
 @pytest.mark.usefixtures("uncompiled")
 def test_spike_counts_of_the_published_shortcut_take_products(summed):
     model = tiny_model(SpikeBertForSequenceClassification, "reference", torch.float32, num_hidden_layers=2).train()
-    expected, gradients = gradients_of(model, "plain"), gradients_of(model, "fused")
+    expected, results = results_of(model, "plain", *BATCH), results_of(model, "fused", *BATCH)
     assert not summed
-    for name, want in expected.items():
-        torch.testing.assert_close(gradients[name], want, rtol=1e-4, atol=1e-6)
+    assert_close_results(results, expected)

@@ -10,6 +10,7 @@ with random weights, which computes padding, too.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from typing import Any
 from unittest.mock import patch
@@ -43,8 +44,7 @@ def forward_pass(model: Any, batches: list[dict[str, Any]]) -> Callable[[], None
 
     def run() -> None:
         with torch.inference_mode():
-            model.eval()(**next(turns))
-        model.train()
+            model(**next(turns))
 
     return run
 
@@ -54,28 +54,23 @@ def main(args: SparseArguments) -> None:
     batches = batches_of(args, "cpu")
     load = SpikeBertForSequenceClassification.from_pretrained
     implementations = {"plain": "plain", "products": "fused", "sums": "fused"}
-    models = {name: load(args.model, implementation=order) for name, order in implementations.items()}
+    models: dict[str, Any] = {name: load(args.model, implementation=order) for name, order in implementations.items()}
     plain = models["plain"]
     with torch.inference_mode():
         rates = torch.stack(plain(**batches[0], output_firing_rates=True).firing_rates)
-    bert = BertForSequenceClassification(BertConfig(**{name: getattr(plain.config, name) for name in SIZES}))
-    models = {name: model.train() for name, model in (models | {"bert": bert}).items()}
-
-    runs = {}
-    for kind, of in (("forward", forward_pass), ("step", lambda *args: training_step(*args, bf16=False))):
-        for name, model in models.items():
-            runs[f"{kind}-{name}"] = of(model, batches)
-        products = patch.object(fused_spikebert, "spike_linear", torch.nn.functional.linear)
-        runs[f"{kind}-products"] = products(runs[f"{kind}-products"])
-    medians = interleaved(runs, args.repeats)
-    pairs = [
-        (f"{kind}-{name}", f"{kind}-{against}")
-        for kind in ("forward", "step")
-        for name, against in (("sums", "products"), ("sums", "plain"), ("sums", "bert"), ("products", "bert"))
-    ]
+    models["bert"] = BertForSequenceClassification(BertConfig(**{name: getattr(plain.config, name) for name in SIZES}))
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches) / len(batches)
     shape = {"batch": args.batch_size, "tokens": round(tokens), "T": plain.config.num_time_steps}
-    rows = rows_of(medians, pairs, shape | {"firing_rate": round(float(rates[..., LINEAR_INPUTS].mean()), 3)})
+    shape["firing_rate"] = round(float(rates[..., LINEAR_INPUTS].mean()), 3)
+
+    products = patch.object(fused_spikebert, "spike_linear", torch.nn.functional.linear)
+    rows = []
+    for kind, run_of in (("forward", forward_pass), ("step", partial(training_step, bf16=False))):
+        runs = {f"{kind}-{name}": run_of(model.train(kind == "step"), batches) for name, model in models.items()}
+        runs[f"{kind}-products"] = products(runs[f"{kind}-products"])
+        pairs = (("sums", "products"), ("sums", "plain"), ("sums", "bert"), ("products", "bert"))
+        spelled = [(f"{kind}-{name}", f"{kind}-{against}") for name, against in pairs]
+        rows += rows_of(interleaved(runs, args.repeats), spelled, shape)
     write(args.json, machine, rows)
 
 
