@@ -55,13 +55,17 @@ class Counter:
 @stages
 @pytest.mark.parametrize("options", [{}, RELATIONS], ids=["losses", "and_relations"])
 def test_a_training_with_cached_outputs_follows_the_same_path(tmp_path, stage, options, monkeypatch):
-    """To rounding: kept here in float64, while files have float16."""
+    """To rounding: kept here in float32, while files have float16.
+
+    Adam divides a gradient by its size, so without a larger epsilon rounding alone would turn gradients near 0 around.
+    """
     monkeypatch.setattr(teachers, "STATE_DTYPE", np.float32)
     trainers = []
     for name in ("plain", "cached"):
         models = stage_models(stage, **OTHER_SIZES)
         cache = {"teacher_cache": str(tmp_path / "cache")} if name == "cached" else {}
-        trainer = in_float64(make_trainer(tmp_path / name, stage, models, max_steps=6, **options, **cache))
+        options = options | {"max_steps": 6, "adam_epsilon": 1e-3}
+        trainer = in_float64(make_trainer(tmp_path / name, stage, models, **options, **cache))
         counter = Counter(trainer.teacher)
         trainer.train()
         trainer.evaluate()  # is not cached
@@ -70,7 +74,7 @@ def test_a_training_with_cached_outputs_follows_the_same_path(tmp_path, stage, o
     plain, cached = (weights_of(trainer.model) for trainer in trainers)
     assert plain.keys() == cached.keys()
     for name, weight in plain.items():
-        torch.testing.assert_close(cached[name], weight, rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(cached[name], weight, rtol=0, atol=1e-5, msg=name)
     logs = [[entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in trainers]
     assert logs[1] == pytest.approx(logs[0], rel=1e-5)
 
