@@ -60,11 +60,11 @@ def test_a_training_with_cached_outputs_follows_the_same_path(tmp_path, stage, o
     Adam divides a gradient by its size, so without a larger epsilon rounding alone would turn gradients near 0 around.
     """
     monkeypatch.setattr(teachers, "STATE_DTYPE", np.float32)
+    options = options | {"max_steps": 6, "adam_epsilon": 1e-3}
     trainers = []
     for name in ("plain", "cached"):
         models = stage_models(stage, **OTHER_SIZES)
         cache = {"teacher_cache": str(tmp_path / "cache")} if name == "cached" else {}
-        options = options | {"max_steps": 6, "adam_epsilon": 1e-3}
         trainer = in_float64(make_trainer(tmp_path / name, stage, models, **options, **cache))
         counter = Counter(trainer.teacher)
         trainer.train()
