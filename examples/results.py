@@ -35,7 +35,8 @@ ROWS = {
     "without_logits": "student, without logits",
     "without_augmentation": "student, without augmentation",
     "student": "student, in full",
-    "best": "student, trained longer",
+    "more_steps": "student, in full, more steps",
+    "longer": "the student above, trained on",
 }
 COLUMNS = (
     "seeds",
