@@ -300,7 +300,7 @@ class DistillationTrainer(Trainer):
         now = time.perf_counter()
         seconds, seconds_of_run = now - self._clock, now - self._clock_of_run
         self._clock = now
-        done = max(self.state.global_step - self._initial_global_step, 1)
+        done = max(self.state.global_step - (self._first_step or 0), 1)
         return {
             "samples_per_second": sentences / seconds,
             "tokens_per_second": tokens / seconds,
@@ -354,6 +354,7 @@ class DistillationTrainer(Trainer):
             print(f"Layer map (student <- teacher): {pairs}")
         self._sums["train"].clear()
         self._clock = self._clock_of_run = time.perf_counter()
+        self._first_step: int | None = None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _place_stream(self, stream: TextStream, checkpoint: str | bool | None) -> None:
@@ -373,6 +374,8 @@ class DistillationTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # resumed at the end: the Trainer would do a step more
             self.control.should_training_stop = True
             return
+        if self._first_step is None:
+            self._first_step = self.state.global_step
         super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
