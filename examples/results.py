@@ -3,11 +3,8 @@
     python examples/results.py runs data
 
 `runs` has a folder for each set and row, such as `runs/mr/student`; other seeds stand beside it, `runs/mr/student-1`.
-`data` has `train.parquet` and `validation.parquet` of each set. Latencies are those that the runs measured, beside
-whatever else ran; on a quiet machine they are measured again by
-
-    spikebert energy runs/mr/student --teacher runs/mr/teacher --file data/mr/validation.parquet \
-        --num-sentences 100 --max-length 64 --json runs/mr/student/energy.json
+`data` has `train.parquet` and `validation.parquet` of each set. Latencies that the runs measured are left out: other
+runs were beside them. `spikebert energy` measures them on a quiet machine.
 """
 
 import json
@@ -35,8 +32,6 @@ ROWS = {
     "without_logits": "student, without logits",
     "without_augmentation": "student, without augmentation",
     "student": "student, in full",
-    "more_steps": "student, in full, more steps",
-    "longer": "the student above, trained on",
 }
 COLUMNS = (
     "seeds",
@@ -45,7 +40,6 @@ COLUMNS = (
     "firing rate",
     "published, %",
     "strict, %",
-    "latency, ms (teacher's)",
     "recipe",
 )
 
@@ -103,10 +97,7 @@ def cells(seeds: list[dict[str, Any]], teacher_accuracy: float) -> list[str]:
             mean_of(100 * energy["ratio"]["strict"] for energy in energies),
         )
     ]
-    measured = [(energy["measured"], energy["teacher"]["measured"]) for energy in energies]
-    times = [[cost["latency_ms"] for cost in costs] for costs in measured if None not in costs]
-    latency = "{:.1f} ({:.1f})".format(*map(statistics.mean, zip(*times, strict=True))) if times else ""
-    return [str(len(seeds)), f"{mean:.1f}{spread}", f"{100 * mean / teacher_accuracy:.1f}", *figures, latency]
+    return [str(len(seeds)), f"{mean:.1f}{spread}", f"{100 * mean / teacher_accuracy:.1f}", *figures]
 
 
 def mean_of(values: Any) -> float | None:

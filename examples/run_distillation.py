@@ -221,6 +221,7 @@ def record_run(args: DistillationTrainingArguments) -> None:
             "python": platform.python_version(),
             "versions": {name: version(name) for name in RECORDED_PACKAGES},
             "machine": platform.machine(),
+            "device": torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type,
             "processes": args.world_size,
             "threads": torch.get_num_threads(),
         }

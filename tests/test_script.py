@@ -208,7 +208,7 @@ def test_chinese_from_text_to_a_pipeline(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: str(recipe.relative_to(RECIPES_FOLDER)))
 def test_recipes_are_options_of_the_script(recipe):
     read_arguments = runpy.run_path(SCRIPT)["read_arguments"]
-    model_args, data_args, args = read_arguments([str(recipe), "--seed", "7", "--output_dir", "elsewhere"])
+    model_args, data_args, args = read_arguments([str(recipe), "--seed", "7", "--output_dir", "elsewhere", "--use_cpu"])
     assert (args.seed, args.output_dir) == (7, "elsewhere")
     assert args.max_steps > 0 or args.num_train_epochs > 0
     assert data_args.streaming == (args.stage == "general")
@@ -219,9 +219,7 @@ def test_every_set_has_the_same_recipes():
     recipes = {folder.name: {file.stem for file in folder.glob("*.yaml")} for folder in RECIPES_FOLDER.iterdir()}
     sets = {name: files for name, files in recipes.items() if "teacher" in files}
     rows = {"teacher", "student", "direct", "without_stage1", "without_logits", "without_augmentation"}
-    expected = dict.fromkeys(("mr", "sst2", "sst5", "subj", "chnsenti", "waimai"), rows)
-    expected |= {"mr": rows | {"longer"}, "sst2": rows | {"more_steps", "longer"}}
-    assert sets == expected
+    assert sets == dict.fromkeys(("mr", "sst2", "sst5", "subj", "chnsenti", "waimai"), rows)
 
 
 def test_the_recorded_command_names_no_folders_of_the_machine():
@@ -246,7 +244,7 @@ def test_a_recipe_builds_on_another_and_options_go_before_it(folder, tmp_path, m
     assert run["command"].startswith("python run_distillation.py direct.yaml")  # no folders of this machine
     assert "--max_steps 3" in run["command"]
     assert str(tmp_path) not in run["command"]
-    assert run["seed"] == 42
+    assert (run["seed"], run["device"]) == (42, "cpu")
     assert run["versions"]["torch"] == version("torch")
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert (config.model_type, config.num_hidden_layers, config.num_time_steps) == ("spikebert", 1, 2)
@@ -279,21 +277,17 @@ def test_tables_of_results(tmp_path, monkeypatch, capsys):
     for row, accuracy in {"teacher": 0.8, "student": 0.6, "student-1": 0.7, "student-2": 0.8, "direct": 0.5}.items():
         (runs / "mr" / row).mkdir(parents=True)
         (runs / "mr" / row / "eval_results.json").write_text(json.dumps({"eval_accuracy": accuracy}))
-    energy = {
-        "ratio": {"published": 0.02, "strict": 0.04},
-        "measured": {"latency_ms": 3.0},
-        "teacher": {"measured": {"latency_ms": 1.5}},
-    }
+    energy = {"ratio": {"published": 0.02, "strict": 0.04}}
     (runs / "mr" / "student" / "energy.json").write_text(json.dumps(energy))
     (runs / "mr" / "without_logits").mkdir()  # not finished
     monkeypatch.setattr(sys, "argv", ["results.py", str(runs), str(data)])
     runpy.run_path(str(Path(SCRIPT).with_name("results.py")), run_name="__main__")
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert rows[1:] == [
-        "| majority | | 25.0 | | | | | | |",
-        "| teacher | 1 | 80.0 | 100.0 |  |  |  |  | `mr/teacher.yaml` |",
-        "| student, labels alone from random weights | 1 | 50.0 | 62.5 |  |  |  |  | `mr/direct.yaml` |",
-        "| student, in full | 3 | 70.0 ± 10.0 | 87.5 |  | 2 | 4 | 3.0 (1.5) | `mr/student.yaml` |",
+        "| majority | | 25.0 | | | | | |",
+        "| teacher | 1 | 80.0 | 100.0 |  |  |  | `mr/teacher.yaml` |",
+        "| student, labels alone from random weights | 1 | 50.0 | 62.5 |  |  |  | `mr/direct.yaml` |",
+        "| student, in full | 3 | 70.0 ± 10.0 | 87.5 |  | 2 | 4 | `mr/student.yaml` |",
     ]
 
 
