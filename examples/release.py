@@ -1,6 +1,6 @@
 """Turns a run into a folder to be given away, laid out like a repository on the Hub: int8 files, code, tokenizer, card.
 
-    python examples/release.py --run runs/sst2/student --folder release --teacher runs/sst2/teacher \
+    python examples/release.py --run runs/sst2/longer --folder release --teacher runs/sst2/teacher \
         --validation_file data/sst2/validation.parquet --labels negative positive --dataset stanfordnlp/sst2
 
 What the card says is measured on what lies in the folder, loaded as its users load it. `SHA256SUMS` is for
