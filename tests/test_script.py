@@ -220,7 +220,7 @@ def test_every_set_has_the_same_recipes():
     sets = {name: files for name, files in recipes.items() if "teacher" in files}
     rows = {"teacher", "student", "direct", "without_stage1", "without_logits", "without_augmentation"}
     expected = dict.fromkeys(("mr", "sst2", "sst5", "subj", "chnsenti", "waimai"), rows)
-    assert sets == expected | {"sst2": rows | {"more_steps", "longer"}}
+    assert sets == expected | {"sst2": rows | {"published_weights", "longer"}}
 
 
 def test_the_recorded_command_names_no_folders_of_the_machine():
