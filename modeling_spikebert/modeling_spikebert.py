@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from .configuration_spikebert import SpikeBertConfig
 from .early_exit_spikebert import first_confident, step_until_confident
 from .fused_spikebert import Tokens, fused_layer, has_hooks, pack_tokens, takes_fused_path, unpack_tokens
+from .loading_spikebert import check_headers, check_loaded
 from .neurons_spikebert import SURROGATES, lif
 
 logger = logging.get_logger(__name__)
@@ -300,10 +301,25 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         except Exception as error:
             if type(error).__name__ != "SafetensorError":  # by name: these files import torch and transformers only
                 raise
-            raise OSError(
+            raise OSError(  # read before `_load_pretrained_model`, for the dtype that the config lacks
                 f"The weights of {pretrained_model_name_or_path} are damaged ({error}). Copy or download its "
-                "model.safetensors again; if that is a text file of a few lines, run `git lfs pull` in the folder."
+                "first *.safetensors again; if that is a text file of a few lines, run `git lfs pull` in the folder."
             ) from error
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: dict | None, checkpoint_files: list[str] | None, load_config: Any, *args: Any
+    ) -> Any:
+        """The step of `from_pretrained` that reads the files: the one place that knows them and what they lack."""
+        headers = {}
+        if state_dict is None and checkpoint_files:
+            headers = check_headers(model, checkpoint_files, (load_config.sharded_metadata or {}).get("weight_map"))
+        loading_info, *others = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args
+        )
+        if headers:
+            check_loaded(model, headers, loading_info.missing_keys, loading_info.unexpected_keys)
+        return loading_info, *others
 
     @classmethod
     def from_teacher(cls, teacher: PreTrainedModel, **overrides: Any) -> Self:

@@ -24,16 +24,18 @@ FLAT = {
     "sparse_spikebert": set(),
     "fused_spikebert": {"kernels_spikebert", "quantization_spikebert", "sparse_spikebert"},
     "early_exit_spikebert": {"fused_spikebert"},
+    "loading_spikebert": set(),
     "modeling_spikebert": {
         "configuration_spikebert",
         "early_exit_spikebert",
         "fused_spikebert",
+        "loading_spikebert",
         "neurons_spikebert",
     },
 }
 # From the bottom up: a module imports only from layers below its own, or from its own sub-package.
 LAYERS = [
-    {"neurons_spikebert", "sparse_spikebert", "triton_spikebert"},
+    {"loading_spikebert", "neurons_spikebert", "sparse_spikebert", "triton_spikebert"},
     {"configuration_spikebert", "kernels_spikebert", "quantization_spikebert"},
     {"fused_spikebert"},
     {"early_exit_spikebert"},

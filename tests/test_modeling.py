@@ -108,15 +108,6 @@ def test_complete_checkpoint_reports_nothing(tmp_path):
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
 
 
-def test_missing_keys_are_reported(tmp_path, library_log):
-    gone = {"spikebert.encoder.layer.1.attention.key.weight", "spikebert.embeddings.position_embeddings.weight"}
-    saved_with(tmp_path, lambda weights: [weights.pop(name) for name in gone])
-    _, info = load(tmp_path)
-    assert set(info["missing_keys"]) == gone
-    assert "layer.1.attention.key.weight" in library_log.text
-    assert "MISSING" in library_log.text
-
-
 def test_unexpected_keys_are_reported(tmp_path, library_log):
     saved_with(tmp_path, lambda weights: weights.update({"spikebert.encoder.bogus.weight": torch.ones(2)}))
     _, info = load(tmp_path)
@@ -126,17 +117,16 @@ def test_unexpected_keys_are_reported(tmp_path, library_log):
     assert "UNEXPECTED" in library_log.text
 
 
-def test_prefix_left_by_a_multi_gpu_wrapper_is_reported(tmp_path):
+def test_prefix_left_by_a_multi_gpu_wrapper_raises(tmp_path):
     """The published code loads `module.*` with strict=False: nothing loads, silently."""
 
     def wrap(weights):
         for name in list(weights):
             weights[f"module.{name}"] = weights.pop(name)
 
-    weights = saved_with(tmp_path, wrap)
-    model, info = load(tmp_path)
-    assert set(info["unexpected_keys"]) == set(weights)
-    assert set(info["missing_keys"]) == set(model.state_dict())
+    saved_with(tmp_path, wrap)
+    with pytest.raises(OSError, match=r"model\.safetensors has no classifier\.bias .* It has module\.classifier\.bias"):
+        load(tmp_path)
 
 
 def test_mismatched_sizes_raise(tmp_path):
@@ -181,30 +171,23 @@ def test_folder_without_weights_raises(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("size", [0, 100, 20_000])
-def test_damaged_weights_raise(tmp_path, size):
-    saved_with(tmp_path, lambda weights: None)
-    with open(tmp_path / "model.safetensors", "r+b") as file:
-        assert file.seek(0, 2) > size
-        file.truncate(size)
-    with pytest.raises(Exception, match=r"(?i)header|incomplete|invalid|empty"):
-        load(tmp_path)
-
-
 # Initialisation
 
 
 @pytest.mark.usefixtures("uninitialised_memory_is_nan")
 @modes
 @classes
-def test_from_pretrained_initialises_what_the_checkpoint_lacks(tmp_path, cls, mode):
+def test_from_pretrained_initialises_what_does_not_fit(tmp_path, cls, mode):
     model = tiny_model(cls, mode, torch.float32, initializer_range=0.05, intermediate_size=96)
     model.save_pretrained(tmp_path)
     name = "encoder.layer.0.attention.query.bias" if cls is SpikeBertModel else "classifier.bias"
-    save_file({name: torch.full_like(model.state_dict()[name], 7)}, tmp_path / "model.safetensors", {"format": "pt"})
+    weights = {other: torch.zeros(1) for other in model.state_dict()} | {
+        name: torch.full_like(model.state_dict()[name], 7)
+    }
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     torch.manual_seed(0)
-    loaded, info = load(tmp_path, cls)
-    assert set(info["missing_keys"]) == set(model.state_dict()) - {name}
+    loaded, info = load(tmp_path, cls, ignore_mismatched_sizes=True)
+    assert {other for other, *_ in info["mismatched_keys"]} == set(model.state_dict()) - {name}
     tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
     assert (tensors.pop(name) == 7).all()
     stds = {nn.Linear: 0.05, nn.Embedding: 0.02 if mode == "default" else 1.0}
