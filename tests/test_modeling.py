@@ -958,6 +958,8 @@ def test_teacher_that_is_no_bert_like_encoder_is_refused(name, fields):
     [
         *[(name, 0) for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")],
         *[(name, 0) for name in ("intermediate_size", "max_position_embeddings", "num_time_steps")],
+        *[(name, 10**9) for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")],
+        *[(name, 10**9) for name in ("intermediate_size", "max_position_embeddings", "num_time_steps")],
         *[(name, -1) for name in ("vocab_size", "num_time_steps", "type_vocab_size", "pad_token_id")],
         *[(name, "4") for name in ("vocab_size", "hidden_size", "num_time_steps", "tau", "v_threshold")],
         *[(name, 2.5) for name in ("num_hidden_layers", "num_attention_heads", "num_time_steps")],
@@ -1001,6 +1003,20 @@ def test_impossible_config_value_raises_with_the_name_of_its_field(field, value)
 )
 def test_impossible_combination_raises_with_both_values(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
+        tiny_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers` must be at most 1,000, got 1,000,000,000"),
+        ({"num_labels": 10**9}, "`num_labels` must be at most 1,000,000, got 1,000,000,000"),
+        ({"num_labels": 0}, "`num_labels` must be at least 1, got 0"),
+    ],
+    ids=str,
+)
+def test_sizes_on_which_building_would_hang_raise_with_the_bound(fields, message):
+    with pytest.raises((StrictDataclassError, ValueError), match=message):
         tiny_config(**fields)
 
 
