@@ -32,6 +32,11 @@ logger = logging.get_logger(__name__)
 # What a block's synapses see, in the order of `firing_rates`: the inputs of its Linears and attention products.
 FIRING_RATE_NAMES = ("attention_input", "query", "key", "value", "context", "mlp_input", "intermediate")
 
+# What `forward` takes. Of each, errors advise the first.
+ID_TYPES = (torch.int64, torch.int32)
+FLOAT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+NUMBER_TYPES = (*ID_TYPES, *FLOAT_TYPES, torch.bool, torch.uint8, torch.int8, torch.int16)
+
 
 @dataclass
 class SpikeBertModelOutput(ModelOutput):
@@ -117,7 +122,14 @@ class SpikeBertEmbeddings(nn.Module):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # [B, L, D]
+        weight: Any = self.word_embeddings.weight  # sharded models have it in here only
+        inputs: Any = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs.is_meta and not weight.is_meta:
+            raise ValueError(f"The inputs are on the meta device, without values. Move them to {weight.device}.")
+        if inputs_embeds is None:
+            embeddings = self.word_embeddings(input_ids)  # [B, L, D]
+        else:
+            embeddings = inputs_embeds.to(weight.dtype if weight.is_floating_point() else torch.float32)
         batch, length = embeddings.shape[:2]
         if self.position_embeddings is not None:
             if position_ids is None:
@@ -429,6 +441,7 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
                 positions; on a CPU also ids outside the vocabulary and sentences without a single token (on an
                 accelerator such a check would stall the device at each call).
         """
+        check_flags(output_hidden_states=output_hidden_states, output_firing_rates=output_firing_rates)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         embeddings, token_mask = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -453,6 +466,10 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
         """Checked inputs of `forward` to embeddings `[B, L, D]` and the mask of real tokens `[B, L]`, if it is used."""
         check_inputs(self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        if inputs_embeds is not None and has_values(inputs_embeds) and not embeddings.isfinite().all():
+            raise ValueError(
+                f"inputs_embeds has values that are NaN, infinite or too large in {embeddings.dtype}. Pass others."
+            )
         if not self.config.mask_padding or attention_mask is None:
             return embeddings, None
         return embeddings, attention_mask.to(embeddings.dtype)
@@ -501,6 +518,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         range raise a ValueError too.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        check_flags(output_hidden_states=output_hidden_states, output_firing_rates=output_firing_rates)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         asked = output_hidden_states or output_firing_rates
@@ -523,8 +541,10 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         loss = None
         if labels is not None:
             losses = classification_losses(logits, labels, self.config)
-            if num_items_in_batch is None:
-                num_items_in_batch = (labels != -100).sum() if losses.dim() == 1 else losses.numel()
+            if num_items_in_batch is None:  # nothing to learn from gives the loss 0
+                ones = losses.dim() == 1
+                num_items_in_batch = (labels.long() != -100).sum().clamp_min(1) if ones else max(losses.numel(), 1)
+            check_num_items(num_items_in_batch)
             loss = losses.sum() / num_items_in_batch
         return SpikeBertSequenceClassifierOutput(
             loss=loss,
@@ -567,21 +587,61 @@ def classification_losses(logits: Tensor, labels: Tensor, config: SpikeBertConfi
 
     Fills in `config.problem_type` from the labels if it is None, as BERT does.
     """
-    if config.problem_type is None:
+    check_tensor("labels", labels, NUMBER_TYPES)
+    problem_type = config.problem_type
+    if problem_type is None:
         if config.num_labels == 1:
-            config.problem_type = "regression"
+            problem_type = "regression"
         elif labels.is_floating_point():
-            config.problem_type = "multi_label_classification"
+            problem_type = "multi_label_classification"
         else:
-            config.problem_type = "single_label_classification"
+            problem_type = "single_label_classification"
+    check_labels(logits, labels, problem_type)
+    config.problem_type = problem_type
     labels = labels.to(logits.device)
-    check_labels(logits, labels, config)
-    if config.problem_type == "single_label_classification":
-        return nn.functional.cross_entropy(logits, labels.view(-1).long(), reduction="none")
-    labels = labels.view_as(logits).to(logits.dtype)
-    if config.problem_type == "regression":
+    if problem_type == "single_label_classification":
+        return nn.functional.cross_entropy(logits, labels.reshape(-1).long(), reduction="none")
+    labels = labels.reshape(logits.shape).to(logits.dtype)
+    if problem_type == "regression":
         return nn.functional.mse_loss(logits, labels, reduction="none")
     return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether values can be looked at: not while compiling, and not on an accelerator, which would stall."""
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu"
+
+
+def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch tensor, got {type(value).__name__}. Convert it with torch.tensor, or call the "
+            'tokenizer with return_tensors="pt".'
+        )
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else value.layout
+        raise ValueError(f"{name} must be a dense tensor, got one that is {kind}. Convert it with .to_dense().")
+    if value.dtype not in dtypes:
+        raise ValueError(f"{name} cannot be {value.dtype}. Convert it with .to({dtypes[0]}).")
+
+
+def check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"{name} must be True, False or None, got {type(value).__name__}. Pass bool(...) of it.")
+
+
+def check_num_items(value: Any) -> None:
+    """`num_items_in_batch`, as the Trainer counts it."""
+    if isinstance(value, Tensor):
+        check_tensor("num_items_in_batch", value, NUMBER_TYPES)
+        if value.numel() == 1 and not value.is_meta:
+            if not has_values(value):
+                return
+            value = value.item()
+    if not isinstance(value, int | float) or not 1 <= value <= 2**53:
+        got = value if isinstance(value, int | float) else type(value).__name__
+        raise ValueError(f"num_items_in_batch must be one number of labels, got {got}. Pass None to count them here.")
 
 
 def check_inputs(
@@ -595,8 +655,19 @@ def check_inputs(
     inputs = input_ids if inputs_embeds is None else inputs_embeds
     if inputs is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("Pass either input_ids or inputs_embeds, not both and not neither.")
-    if input_ids is not None and input_ids.is_floating_point():
-        raise ValueError(f"input_ids must be integers, got {input_ids.dtype}. Are they inputs_embeds?")
+    for name, tensor, dtypes in (
+        ("input_ids", input_ids, ID_TYPES),
+        ("inputs_embeds", inputs_embeds, FLOAT_TYPES),
+        ("attention_mask", attention_mask, NUMBER_TYPES),
+        ("token_type_ids", token_type_ids, ID_TYPES),
+        ("position_ids", position_ids, ID_TYPES),
+    ):
+        if tensor is not None:
+            check_tensor(name, tensor, dtypes)
+            if tensor.device != inputs.device:
+                raise ValueError(
+                    f"{name} is on {tensor.device}, but the inputs are on {inputs.device}. Move one of them."
+                )
     if inputs.dim() != (2 if inputs_embeds is None else 3):
         raise ValueError(f"input_ids must be [B, L] and inputs_embeds [B, L, D], got shape {tuple(inputs.shape)}.")
     if inputs_embeds is not None and inputs_embeds.shape[-1] != config.hidden_size:
@@ -613,13 +684,19 @@ def check_inputs(
             raise ValueError(f"{name} must have shape {(batch, length)}, got {tuple(tensor.shape)}.")
     if position_ids is not None and position_ids.shape not in ((length,), (1, length), (batch, length)):
         raise ValueError(f"position_ids must have shape {(batch, length)}, got {tuple(position_ids.shape)}.")
-    if torch.compiler.is_compiling() or inputs.device.type != "cpu":
+    if not has_values(inputs):
         return
     if length == 0:
         raise ValueError("The input has no tokens. Pass at least one token for each sentence.")
-    if attention_mask is not None and batch and not attention_mask.any(1).all():
-        row = int((~attention_mask.any(1)).nonzero()[0])
-        raise ValueError(f"Row {row} of the batch has only padding. Remove it, or pass at least one token.")
+    if attention_mask is not None:
+        real = attention_mask == 1
+        if not (real | (attention_mask == 0)).all():
+            raise ValueError(
+                "attention_mask must be 1 for tokens and 0 for padding, got other values. Pass the tokenizer's."
+            )
+        if not real.any(1).all():
+            row = int((~real.any(1)).nonzero()[0])
+            raise ValueError(f"Row {row} of the batch has only padding. Remove it, or pass at least one token.")
     for name, ids, size in (
         ("input_ids", input_ids, config.vocab_size),
         ("token_type_ids", token_type_ids, config.type_vocab_size or None),
@@ -632,29 +709,32 @@ def check_inputs(
             )
 
 
-def check_labels(logits: Tensor, labels: Tensor, config: SpikeBertConfig) -> None:
+def check_labels(logits: Tensor, labels: Tensor, problem_type: str) -> None:
     batch, num_labels = logits.shape
-    if config.problem_type == "single_label_classification":
+    if labels.is_meta and not logits.is_meta:
+        raise ValueError(f"labels are on the meta device, without values. Move them to {logits.device}.")
+    if problem_type == "single_label_classification":
         if labels.is_floating_point():
             raise ValueError(f"labels must be class indices (integers), got {labels.dtype}; see config.problem_type.")
         if labels.numel() != batch:
             raise ValueError(f"labels must have shape {(batch,)}, got {tuple(labels.shape)}.")
-        if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        if not has_values(labels):
             return
+        labels = labels.long()
         wrong = labels[(labels != -100) & ((labels < 0) | (labels >= num_labels))]
         if len(wrong):
             raise ValueError(
                 f"labels must lie between 0 and {num_labels - 1} (num_labels={num_labels}), got {int(wrong[0])}."
             )
     elif labels.shape != logits.shape and (num_labels > 1 or labels.shape != (batch,)):
-        raise ValueError(
-            f"labels must have shape {tuple(logits.shape)} for {config.problem_type}, got {tuple(labels.shape)}."
-        )
-    elif config.problem_type == "multi_label_classification":
-        if torch.compiler.is_compiling() or labels.device.type != "cpu":
-            return
+        raise ValueError(f"labels must have shape {tuple(logits.shape)} for {problem_type}, got {tuple(labels.shape)}.")
+    elif not has_values(labels):
+        return
+    elif problem_type == "multi_label_classification":
         if not ((labels >= 0) & (labels <= 1)).all():
             raise ValueError("labels must lie between 0 and 1 for multi_label_classification.")
+    elif not labels.to(logits.dtype).square().sum().isfinite():
+        raise ValueError(f"labels must be finite, and their squares too in {logits.dtype}. Scale them down.")
 
 
 def check_encoder(teacher: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import traceback
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from tiny_training import tiny_tokenizer
 from transformers import DataCollatorWithPadding, EvalPrediction
 
+import modeling_spikebert
 from modeling_spikebert import SpikeBertForSequenceClassification
 from modeling_spikebert.data import DataError, load_labelled, load_unlabelled, tokenize
 from modeling_spikebert.data.metrics import compute_metrics
@@ -190,6 +192,97 @@ def test_any_row_of_padding_is_refused(mode, batch, data):
     batch["attention_mask"][row] = 0
     with pytest.raises(ValueError, match=f"^Row {row} of the batch has only padding"):
         MODELS[mode](**batch)
+
+
+# Any object as any argument
+
+
+SHAPES = st.one_of(
+    st.sampled_from([(2, 5), (2,), (5,), (1, 5), (2, 5, 32), (2, 3)]),
+    st.lists(st.integers(0, 4), max_size=4).map(tuple),
+)
+VALUES = st.sampled_from([0, 1, 1, 2, 63, 64, -1, -100, 0.5, 3e38, 1e300, float("nan"), float("inf"), -float("inf")])
+DTYPES = st.sampled_from([
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+    torch.float32, torch.float64, torch.complex64, torch.uint16, torch.float8_e4m3fn,
+])  # fmt: skip
+FORMS = st.sampled_from([*[lambda x: x] * 5, torch.Tensor.to_sparse, lambda x: x.to("meta"), torch.Tensor.numpy])
+
+
+@st.composite
+def arrays(draw) -> Any:
+    """Tensors of any type, shape and layout, and numpy arrays, filled with one value and a different one at the end."""
+    shape, dtype = draw(SHAPES), draw(DTYPES)
+    first, last = draw(VALUES), draw(VALUES)
+    wide = torch.full(shape, float(first), dtype=torch.float64)
+    wide.view(-1)[-1:] = last
+    if not dtype.is_floating_point:
+        wide = wide.nan_to_num(7).clamp(-200, 200)
+    try:
+        return draw(FORMS)(wide.to(dtype))
+    except (RuntimeError, TypeError):  # a form that this type does not have
+        return wide.to(dtype)
+
+
+OBJECTS = st.one_of(
+    *[arrays()] * 4,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.recursive(st.integers(0, 3), lambda inner: st.lists(inner, max_size=3) | st.tuples(inner), max_leaves=4),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+    st.sampled_from([object(), int, torch, torch.int64, np.float32(1), b"ids"]),
+)
+ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "output_hidden_states")
+ARGUMENTS += ("output_firing_rates", "labels", "num_items_in_batch")
+SOUND = {
+    "input_ids": torch.tensor([[1, 2, 3, 4, 5]] * 2),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    "labels": torch.tensor([0, 1]),
+}
+
+
+def is_finite(value: Any) -> bool:
+    return all(map(is_finite, value)) if isinstance(value, tuple) else bool(value.isfinite().all())
+
+
+@pytest.mark.parametrize("base", [True, False], ids=["base", "classifier"])
+@modes
+@settings(max_examples=250, **COMMON)
+@given(
+    changed=st.dictionaries(st.sampled_from(ARGUMENTS), OBJECTS, min_size=1, max_size=2),
+    embeds=st.integers(0, 3).map(lambda choice: choice == 0),
+    problem=st.sampled_from([None, "regression", "single_label_classification", "multi_label_classification"]),
+)
+def test_any_object_as_any_argument_gives_finite_numbers_or_the_packages_own_error(
+    mode, base, changed, embeds, problem
+):
+    model = MODELS[mode]
+    model.config.problem_type = problem
+    arguments = SOUND | {"labels": SOUND["labels"] if problem != "regression" else torch.zeros(2, 2)}
+    if problem == "multi_label_classification":
+        arguments["labels"] = torch.ones(2, 2)
+    if embeds:
+        arguments = arguments | {"input_ids": None, "inputs_embeds": torch.ones(2, 5, SIZES["hidden_size"])}
+    arguments = arguments | changed
+    refusal = None
+    try:
+        with torch.no_grad():
+            outputs = (model.base_model if base else model)(**arguments)
+    except (TypeError, ValueError) as error:
+        refusal = error
+    finally:
+        model.config.problem_type = None
+    if refusal is None:
+        assert all(map(is_finite, outputs.to_tuple())), outputs
+    else:
+        raised_in = traceback.extract_tb(refusal.__traceback__)[-1].filename
+        assert raised_in == modeling_spikebert.modeling_spikebert.__file__, (raised_in, refusal)
+        message = str(refusal)
+        assert re.search("|".join((*ARGUMENTS, "^The inputs? ", "^Row ")), message), message
+        assert re.fullmatch(r"[^\n]{20,300}[.?]", message), message
 
 
 # Metrics

@@ -625,6 +625,20 @@ def test_label_minus_100_is_ignored():
     torch.testing.assert_close(loss, model(ids[[0, 2]], labels=torch.tensor([1, 2])).loss, **CLOSE)
 
 
+def test_a_batch_without_any_label_has_the_loss_0():
+    model = classifier()
+    loss = model(random_ids(2, 6), labels=torch.tensor([-100, -100])).loss
+    loss.backward()
+    assert loss == 0
+    assert not model.classifier.weight.grad.any()
+
+
+@pytest.mark.parametrize("number", [0, -1, math.nan, "2", torch.tensor(0), torch.tensor([1, 2])], ids=repr)
+def test_a_number_of_labels_that_nothing_can_be_divided_by_raises(number):
+    with pytest.raises(ValueError, match=r"num_items_in_batch must be one number of labels, got .* Pass None"):
+        classifier()(random_ids(2, 6), labels=torch.tensor([0, 1]), num_items_in_batch=number)
+
+
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["int", "tensor"])
 @problems
 def test_losses_of_micro_batches_add_up_to_the_loss_of_the_batch(problem, as_tensor):
@@ -1066,6 +1080,42 @@ def test_wrong_inputs_raise_with_their_cause(cls, inputs, message):
         tiny_model(cls, dtype=torch.float32)(**inputs)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ({"input_ids": IDS.tolist()}, TypeError, "input_ids must be a torch tensor, got list.* return_tensors"),
+        ({"input_ids": IDS.float()}, ValueError, r"input_ids cannot be torch\.float32.* \.to\(torch\.int64\)"),
+        ({"input_ids": IDS.to_sparse()}, ValueError, r"input_ids must be a dense tensor.*\.to_dense\(\)"),
+        ({"input_ids": IDS.to("meta")}, ValueError, "The inputs are on the meta device.* Move them to cpu"),
+        ({"input_ids": IDS, "attention_mask": IDS.to("meta")}, ValueError, "attention_mask is on meta, but"),
+        ({"input_ids": IDS, "attention_mask": IDS * 0 + 2}, ValueError, "attention_mask must be 1 for tokens and 0"),
+        ({"input_ids": IDS, "attention_mask": IDS * math.nan}, ValueError, "attention_mask must be 1 for tokens and 0"),
+        ({"inputs_embeds": torch.full((2, 5, 32), math.nan)}, ValueError, "inputs_embeds has values that are NaN"),
+        ({"inputs_embeds": torch.ones(2, 5, 32).long()}, ValueError, r"inputs_embeds cannot be torch\.int64"),
+        ({"input_ids": IDS, "output_hidden_states": "no"}, TypeError, "output_hidden_states must be True, False or"),
+    ],
+    ids=[
+        "list", "float-ids", "sparse", "meta", "mask-on-meta", "mask-of-2", "mask-of-nan", "embeds-of-nan",
+        "integer-embeds", "flag",
+    ],
+)  # fmt: skip
+@classes
+def test_objects_that_are_no_inputs_raise_with_what_to_do(cls, inputs, error, message):
+    with pytest.raises(error, match=message):
+        tiny_model(cls, dtype=torch.float32)(**inputs)
+
+
+@modes
+@torch.no_grad()
+def test_embeddings_of_another_float_type_are_converted_with_autocast_too(mode):
+    model = tiny_model(SpikeBertForSequenceClassification, mode, torch.float32)
+    embeds = model.get_input_embeddings()(IDS).bfloat16()
+    assert torch.equal(model(inputs_embeds=embeds).logits, model(inputs_embeds=embeds.float()).logits)
+    assert torch.equal(model(inputs_embeds=embeds.double()).logits, model(inputs_embeds=embeds.float()).logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(inputs_embeds=embeds).logits.isfinite().all()
+
+
 def test_without_positions_the_length_is_free():
     model = classifier("reference")
     assert model(random_ids(1, 40)).logits.isfinite().all()
@@ -1091,6 +1141,22 @@ def test_without_positions_the_length_is_free():
 def test_wrong_labels_raise_with_their_cause(problem, labels, message):
     with pytest.raises(ValueError, match=message):
         classifier(problem_type=problem)(IDS, labels=labels)
+
+
+def test_labels_that_are_refused_leave_the_problem_type_open():
+    model = classifier()
+    with pytest.raises(ValueError, match="for multi_label_classification"):
+        model(IDS, labels=torch.tensor([0.0, 1.0]))
+    with pytest.raises(TypeError, match="labels must be a torch tensor, got list"):
+        model(IDS, labels=[0, 1])
+    assert model.config.problem_type is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200], ids=str)
+def test_targets_of_a_regression_that_give_no_finite_loss_raise(value):
+    model = classifier(problem_type="regression", num_labels=1)
+    with pytest.raises(ValueError, match="labels must be finite, and their squares too"):
+        model(IDS, labels=torch.tensor([0.0, value], dtype=torch.float64))
 
 
 def test_from_teacher_refuses_a_misspelt_field():
