@@ -308,6 +308,12 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with checks of the weights.
+
+        Raises:
+            OSError: a file is absent or damaged, or a weight is missing that is not of a new head.
+            ValueError: a weight is NaN or infinite, or of another type than was saved.
+        """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except Exception as error:
@@ -428,18 +434,20 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
     ) -> SpikeBertModelOutput:
         """
         Args:
-            input_ids: token ids `[B, L]`.
+            input_ids: token ids `[B, L]`, int64 or int32, as `token_type_ids` and `position_ids`.
             attention_mask: `[B, L]`, 1 for tokens and 0 for padding; all tokens if absent.
             token_type_ids: `[B, L]`; all 0 if absent.
             position_ids: `[L]` or `[B, L]`; 0 to L - 1 if absent.
-            inputs_embeds: word embeddings `[B, L, D]` in place of `input_ids`.
+            inputs_embeds: word embeddings `[B, L, D]` instead of `input_ids`, of any float type.
             output_hidden_states: whether to return the embeddings and each block's output.
             output_firing_rates: whether to return each block's firing rates.
 
         Raises:
-            ValueError: both or none of `input_ids` and `inputs_embeds`, shapes that do not fit, inputs longer than the
-                positions; on a CPU also ids outside the vocabulary and sentences without a single token (on an
-                accelerator such a check would stall the device at each call).
+            TypeError: an argument is no tensor, or no bool where one is meant.
+            ValueError: both or none of `input_ids` and `inputs_embeds`, shapes and types that do not fit, inputs longer
+                than the positions; on a CPU also ids outside the vocabulary, masks other than 0 and 1, embeddings that
+                are not finite and sentences without a single token (on an accelerator such a check would stall the
+                device at each call).
         """
         check_flags(output_hidden_states=output_hidden_states, output_firing_rates=output_firing_rates)
         if output_hidden_states is None:
