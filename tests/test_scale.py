@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from helpers import flags
@@ -15,16 +16,20 @@ from safetensors.torch import load_file
 from tiny_training import LABELS, tiny_teacher, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
+from modeling_spikebert import DistillationTrainingArguments
 from modeling_spikebert.distillation import PROJECTIONS_NAME
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "run_distillation.py"
 CONFIGS = ROOT / "examples" / "accelerate"
+without_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 
 
-def launch(command: list[object], folder: Path, output: str, batch_size: int, **options: object) -> str:
-    """What the script prints: six steps of eight sentences, checkpoints after three and six."""
+def launch(
+    command: list[object], folder: Path, output: str, batch_size: int, refused: bool = False, **options: object
+) -> str:
+    """What the script prints, or the error: six steps of eight sentences, checkpoints after three and six."""
     common = {
         "stage": "task",
         "teacher": "teacher",
@@ -39,7 +44,6 @@ def launch(command: list[object], folder: Path, output: str, batch_size: int, **
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "report_to": "tensorboard",
-        "use_cpu": True,
         "disable_tqdm": True,
     }
     result = subprocess.run(
@@ -50,8 +54,8 @@ def launch(command: list[object], folder: Path, output: str, batch_size: int, **
         text=True,
         timeout=240,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    assert (result.returncode != 0) == refused, result.stdout + result.stderr
+    return result.stderr if refused else result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
             for i in range(count)
         ]
         (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
-    launch([sys.executable, SCRIPT], folder, "one", batch_size=8)
+    launch([sys.executable, SCRIPT], folder, "one", batch_size=8, use_cpu=True)
     return folder
 
 
@@ -91,7 +95,8 @@ def assert_same_training(folder: Path, output: str) -> None:
 
 def test_two_processes_train_as_one_and_write_once(folder):
     config = CONFIGS / "two_cpu_processes.yaml"
-    printed = launch([*LAUNCH, config, SCRIPT], folder, "two", batch_size=4)
+    printed = launch([*LAUNCH, config, SCRIPT], folder, "two", batch_size=4)  # the file alone: no --use_cpu
+    assert json.loads((folder / "two" / "run.json").read_text())["processes"] == 2
     assert_same_training(folder, "two")
     assert printed.count("Layer map") == 1
     assert printed.count("'grad_norm'") == 6
@@ -119,7 +124,7 @@ def test_fsdp_on_two_processes_trains_as_one_and_resumes(folder):
     config |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}
     (folder / "fsdp.yaml").write_text(yaml.safe_dump(config))
     command = [*LAUNCH, "fsdp.yaml", Path(__file__).parent / "fsdp_on_cpu.py", SCRIPT]
-    launch(command, folder, "fsdp", batch_size=4)
+    launch(command, folder, "fsdp", batch_size=4, use_cpu=True)
     assert_same_training(folder, "fsdp")
     checkpoint = folder / "fsdp" / "checkpoint-3"
     assert (checkpoint / "pytorch_model_fsdp.bin").is_file()  # it was FSDP
@@ -127,7 +132,7 @@ def test_fsdp_on_two_processes_trains_as_one_and_resumes(folder):
     student = AutoModelForSequenceClassification.from_pretrained(folder / "fsdp")
     assert type(student).__name__ == "SpikeBertForSequenceClassification"
     assert json.loads((checkpoint / "config.json").read_text())["auto_map"] == student.config.auto_map
-    launch(command, folder, "fsdp_resumed", 4, resume_from_checkpoint=checkpoint)
+    launch(command, folder, "fsdp_resumed", 4, use_cpu=True, resume_from_checkpoint=checkpoint)
     assert_same_training(folder, "fsdp_resumed")
 
 
@@ -136,13 +141,40 @@ def test_fsdp_in_the_precision_of_its_file(folder):
     assert config["mixed_precision"] == "bf16"
     (folder / "bf16.yaml").write_text(yaml.safe_dump(config | {"num_processes": 2, "use_cpu": True}))
     command = [*LAUNCH, "bf16.yaml", Path(__file__).parent / "fsdp_on_cpu.py", SCRIPT]
-    launch(command, folder, "bf16", batch_size=4, max_steps=3)
+    launch(command, folder, "bf16", batch_size=4, max_steps=3, use_cpu=True)
     states = [
         json.loads((folder / name / "checkpoint-3" / "trainer_state.json").read_text()) for name in ("one", "bf16")
     ]
     ours, theirs = ([entry["loss"] for entry in state["log_history"] if "loss" in entry][:3] for state in states)
     assert theirs == pytest.approx(ours, rel=0.05)
     assert theirs != ours
+
+
+@without_gpu
+def test_more_processes_than_gpus_are_refused(folder):
+    error = launch([*LAUNCH, CONFIGS / "ddp.yaml", "--num_processes", 2, SCRIPT], folder, "ddp", 4, refused=True)
+    line = "run_distillation.py: 2 processes were started on a machine with 0 GPUs: lower --num_processes"
+    assert line in error
+    assert 'run_distillation.py", line' not in error  # no traceback of the script
+    assert not (folder / "ddp").exists()
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "8"}, "8 processes .* on a machine with 0 GPUs"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "told to train in bf16 on a GPU, and this machine has none"),
+        ({"WORLD_SIZE": "2"}, "2 processes were started, but each would train alone"),
+    ],
+    ids=["too_few_gpus", "single_gpu", "alone"],
+)
+def test_what_a_launcher_asks_in_vain_is_refused(tmp_path, monkeypatch, environment, message):
+    """By the arguments, so that the plain trainer of the script refuses it, too."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainingArguments(str(tmp_path))
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)

@@ -1,7 +1,9 @@
 """Arguments of `DistillationTrainer`."""
 
+import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from .layer_maps import LAYER_MAPS
@@ -81,7 +83,16 @@ class DistillationTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if _started_without_gpus():
+            self.use_cpu = True
+        if not self.use_cpu:
+            _check_gpus()
         super().__post_init__()
+        if self.world_size == 1 < int(os.environ.get("WORLD_SIZE", "1")):
+            raise ValueError(
+                f"{os.environ['WORLD_SIZE']} processes were started, but each would train alone: start them with "
+                "`accelerate launch`."
+            )
         if self.stage not in ("general", "task"):
             raise ValueError(f"stage must be 'general' or 'task', got {self.stage!r}.")
         if self.non_finite not in ("stop", "skip"):
@@ -113,6 +124,27 @@ class DistillationTrainingArguments(TrainingArguments):
             "attention_relations": self.attention_relation_weight,
             "firing_rate": self.firing_rate_weight,
         }
+
+
+def _started_without_gpus() -> bool:
+    """Whether this is one of several processes from which the launcher hides all GPUs: the CPU is meant."""
+    return "LOCAL_RANK" in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
+
+
+def _check_gpus() -> None:
+    """Refuses what the launcher asks of GPUs that are not there; the Trainer would let each process train alone."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
+    if processes > max(gpus, 1):
+        raise ValueError(
+            f"{processes} processes were started on a machine with {gpus} GPUs: lower --num_processes of `accelerate "
+            "launch`, or train on the CPU with --config_file examples/accelerate/two_cpu_processes.yaml."
+        )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if gpus == 0 and precision != "no":
+        raise ValueError(
+            f"`accelerate launch` was told to train in {precision} on a GPU, and this machine has none: start the "
+            "script with python, or pass --use_cpu."
+        )
 
 
 def _layers(layer_map: list[int] | str | None) -> list[int] | str | None:
