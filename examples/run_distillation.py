@@ -39,7 +39,6 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
-    Trainer,
     set_seed,
 )
 from transformers.utils import cached_file
@@ -62,8 +61,8 @@ from modeling_spikebert.data import (
     metrics_for,
     tokenize,
 )
-from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback
-from modeling_spikebert.distillation.checkpoints import checkpoints
+from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback, ResumableTrainer
+from modeling_spikebert.distillation.run_folder import the_only_run
 from modeling_spikebert.energy import compare_energy
 from modeling_spikebert.hub import CodeFilesCallback
 
@@ -158,6 +157,11 @@ def main() -> None:
 
     if data_args.streaming and args.stage != "general":
         raise ValueError("--streaming is for text without labels: --stage general.")
+    with the_only_run(args, args.resume_from_checkpoint):
+        run(model_args, data_args, args)
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> None:
     if args.stage == "general":
         trainer = general_stage(model_args, data_args, args)
     elif model_args.teacher is not None and not model_args.from_scratch:
@@ -166,7 +170,7 @@ def main() -> None:
         trainer = fine_tuning(model_args, data_args, args)
 
     record_run(args)
-    result = trainer.train(resume_from_checkpoint=resume_point(trainer, args))
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
@@ -202,14 +206,6 @@ def read_recipe(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} must have one option a line, such as `stage: task`.")
     base = recipe.pop("base", None)
     return recipe if base is None else read_recipe(file.parent / base) | recipe
-
-
-def resume_point(trainer: Trainer, args: DistillationTrainingArguments) -> str | None:
-    """`DistillationTrainer` knows what "last" means; a plain `Trainer`, which writes its state last, wants a folder."""
-    if args.resume_from_checkpoint != "last" or isinstance(trainer, DistillationTrainer):
-        return args.resume_from_checkpoint
-    written = [path for path in checkpoints(Path(str(args.output_dir))) if (path / "trainer_state.json").is_file()]
-    return str(written[-1]) if written else None
 
 
 def record_run(args: DistillationTrainingArguments) -> None:
@@ -339,7 +335,9 @@ def distillation_trainer(
     return trainer
 
 
-def fine_tuning(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> Trainer:
+def fine_tuning(
+    model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
+) -> ResumableTrainer:
     text = read_labelled(data_args)
     text.check_all_labelled()
     source = model_args.teacher if model_args.from_scratch else model_args.model_name_or_path
@@ -351,7 +349,7 @@ def fine_tuning(model_args: ModelArguments, data_args: DataArguments, args: Dist
         model.accepts_loss_kwargs = False  # transformers' own classifiers take num_items_in_batch and do not use it
     tokenizer = AutoTokenizer.from_pretrained(source)
     args.logging_nan_inf_filter = False  # or a loss that is not finite would be logged as 0
-    return Trainer(
+    return ResumableTrainer(
         model,
         args,
         compute_metrics=metrics_for(text, data_args.task),

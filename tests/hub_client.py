@@ -123,7 +123,8 @@ def train(args: argparse.Namespace) -> dict:
     )
     trainer.train()
     trainer.push_to_hub()
-    return {"logits": logits_of(trainer.model.eval(), tokenizer)}
+    files = [path.name for path in Path(args.save_to).rglob("*")]
+    return {"logits": logits_of(trainer.model.eval(), tokenizer), "files": files}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints that survive kills, full disks and damage."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -12,13 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from tiny_training import make_trainer, stage_models, tiny_teacher
+from safetensors.torch import load_file, save_file
+from tiny_training import make_trainer, stage_models, stage_text, tiny_teacher
 from transformers import BertForSequenceClassification
 
 from modeling_spikebert import SpikeBertForSequenceClassification
 from modeling_spikebert.distillation import PROJECTIONS_NAME, checkpoints
-from modeling_spikebert.distillation.checkpoints import INCOMPLETE_NAME, MANIFEST_NAME, complete, last_checkpoint
+from modeling_spikebert.distillation.checkpoints import (
+    INCOMPLETE_NAME,
+    MANIFEST_NAME,
+    OPTIONS_NAME,
+    complete,
+    last_checkpoint,
+)
 
 TESTS = Path(__file__).parent
 stages = pytest.mark.parametrize("stage", ["general", "task"])
@@ -37,6 +44,11 @@ def checkpoint(tmp_path) -> Path:
 def resume(folder: Path, checkpoint: Path | str | bool, **overrides) -> None:
     models = stage_models("task", **overrides)
     make_trainer(folder, "task", models, max_steps=3).train(resume_from_checkpoint=checkpoint)
+
+
+def write_again(checkpoint: Path) -> None:
+    trainer = make_trainer(checkpoint.parent, "task", max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train(resume_from_checkpoint=checkpoint.with_name("checkpoint-1"))
 
 
 # Killed
@@ -59,13 +71,6 @@ def test_a_half_written_checkpoint_is_not_taken_and_is_removed(checkpoint):
     assert not checkpoint.exists()
 
 
-def test_checkpoints_of_a_plain_trainer_stay(checkpoint):
-    """They have no manifest, and are none of ours to remove."""
-    (checkpoint / MANIFEST_NAME).unlink()
-    make_trainer(checkpoint.parent, "task", max_steps=1).train()
-    assert (checkpoint / "model.safetensors").is_file()
-
-
 def test_a_checkpoint_that_is_written_again_is_half_written_until_it_is_whole(checkpoint, monkeypatch):
     seen = []
 
@@ -74,7 +79,7 @@ def test_a_checkpoint_that_is_written_again_is_half_written_until_it_is_whole(ch
         complete(folder)
 
     monkeypatch.setattr(checkpoints, "complete", look)
-    make_trainer(checkpoint.parent, "task", max_steps=2, save_strategy="steps", save_steps=2).train()
+    write_again(checkpoint)
     assert seen == [(False, True)]
     assert last_checkpoint(checkpoint.parent) == checkpoint
     assert not (checkpoint / INCOMPLETE_NAME).exists()
@@ -116,16 +121,134 @@ def test_older_checkpoints_go_when_the_new_one_is_whole(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
-def test_the_saved_arguments_are_those_of_the_training(tmp_path):
-    make_trainer(tmp_path, "task", save_strategy="steps", save_steps=1, save_total_limit=3).train()
-    saved = torch.load(tmp_path / "checkpoint-1" / "training_args.bin", weights_only=False)  # written just now
-    assert saved.save_total_limit == 3
-
-
 def test_stale_files_of_an_older_checkpoint_go(checkpoint):
     (checkpoint / "rng_state_1.pth").write_bytes(b"of two processes")
-    make_trainer(checkpoint.parent, "task", max_steps=2, save_strategy="steps", save_steps=2).train()
+    write_again(checkpoint)
     assert not (checkpoint / "rng_state_1.pth").exists()
+
+
+# One training in a folder
+
+
+@pytest.fixture
+def another_process(tmp_path):
+    """That trains in the same folder: a process of its own holds the lock, as a training does."""
+    code = """
+import sys
+from transformers import TrainingArguments
+from modeling_spikebert.distillation.run_folder import the_only_run
+with the_only_run(TrainingArguments(sys.argv[1], use_cpu=True), None):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "holds\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_until_it_is_killed(tmp_path, another_process):
+    trainer = make_trainer(tmp_path, "task")
+    with pytest.raises(ValueError, match=rf"Another process trains in {re.escape(str(tmp_path))}: wait for its end"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    another_process.kill()
+    another_process.wait()
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_new_training_over_older_checkpoints_is_refused(checkpoint):
+    trainer = make_trainer(checkpoint.parent, "task", max_steps=2, save_strategy="steps", save_steps=1)
+    before = (checkpoint / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"up to checkpoint-2: pass --resume_from_checkpoint last to go on from there"):
+        trainer.train()
+    assert (checkpoint / "model.safetensors").read_bytes() == before
+
+
+def test_checkpoints_of_a_plain_trainer_stay(tmp_path):
+    """They have no manifest, and are none of ours to remove or to write over."""
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"weights")
+    trainer = make_trainer(tmp_path, "task")
+    with pytest.raises(ValueError, match=r"checkpoint-1 has no manifest: .* Pass another --output_dir"):
+        trainer.train(resume_from_checkpoint="last")
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").read_bytes() == b"weights"
+
+
+# Other options
+
+
+def learning_rates(trainer) -> list[float]:
+    return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry][2:]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [1e-6, 1e-6]), ("linear", [5e-7, 2.5e-7]), ("reduce_lr_on_plateau", [1e-6])]
+)
+def test_a_resumed_training_takes_its_new_learning_rate(tmp_path, capsys, schedule, expected):
+    options = {"max_steps": 4, "lr_scheduler_type": schedule, "save_strategy": "steps", "save_steps": 2}
+    options |= {"eval_strategy": "steps", "eval_steps": 4}
+    make_trainer(tmp_path, "task", learning_rate=1e-3, **options).train()
+    new = {"learning_rate": 1e-6, "weight_decay": 0.1, "logit_weight": 0.5, "temperature": 2.0}
+    trainer = make_trainer(tmp_path, "task", **(options | new))
+    capsys.readouterr()
+    trainer.train(resume_from_checkpoint=tmp_path / "checkpoint-2")
+    assert learning_rates(trainer)[: len(expected)] == pytest.approx(expected)
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.1, 0.0}
+    line = "Resumed with learning_rate 1e-06 (was 0.001), weight_decay 0.1 (was 0.0), logit_weight 0.5 (was 1.0), "
+    assert line + "temperature 2.0 (was 1.0)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 7}, "seed is 42 there and 7 here"),
+        ({"data_seed": 7}, "data_seed is None there and 7 here"),
+        ({"per_device_train_batch_size": 2}, "global_batch_size is 4 there and 2 here"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is random there and group_by_length"),
+        ({"trainer_options": {"train_dataset": stage_text("task", 20)}}, "training_rows is 16 there and 20 here"),
+        ({"layer_map": [2, 2]}, r"layer_map is \[1, 2\] there and \[2, 2\] here"),
+        ({"hidden_state_weight": 0.0}, "hidden_state_weight > 0 is True there and False here"),
+        ({"embedding_weight": 0.0}, "embedding_weight > 0 is True there and False here"),
+        ({"optim": "sgd"}, "optim is adamw_.* there and sgd here"),
+    ],
+)
+def test_what_a_resumed_training_cannot_change_is_refused(tmp_path, options, message, written):
+    with pytest.raises(ValueError, match=rf"checkpoint-1 cannot go on with these options: {message}.*begin anew"):
+        make_trainer(tmp_path, "task", max_steps=3, **options).train(resume_from_checkpoint=written)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A checkpoint that no test changes."""
+    folder = tmp_path_factory.mktemp("written")
+    make_trainer(folder, "task", save_strategy="steps", save_steps=1, max_steps=1).train()
+    return folder / "checkpoint-1"
+
+
+def test_a_training_that_lets_go_of_the_order_of_the_data_may_change_it(tmp_path, capsys, written):
+    options = {"seed": 7, "per_device_train_batch_size": 2, "ignore_data_skip": True, "max_steps": 3}
+    trainer = make_trainer(tmp_path, "task", **options)
+    trainer.train(resume_from_checkpoint=written)
+    assert trainer.state.global_step == 3
+    assert "seed 7 (was 42), global_batch_size 2 (was 4)" in capsys.readouterr().out
+
+
+def test_the_same_batch_in_another_division_goes_on(tmp_path, written):
+    trainer = make_trainer(tmp_path, "task", per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=2)
+    trainer.train(resume_from_checkpoint=written)
+    assert trainer.state.global_step == 2
+
+
+def test_a_training_in_float16_goes_on_in_a_wider_format(checkpoint):
+    """As its error advises; the state of its scaler is left behind."""
+    torch.save({"scale": 65536.0}, checkpoint / "scaler.pt")
+    complete(checkpoint)
+    resume(checkpoint.parent, checkpoint)
 
 
 # A full disk
@@ -182,7 +305,7 @@ FILES = [
 
 def test_the_manifest_has_every_file(checkpoint):
     files = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"]
-    assert set(FILES) <= files.keys() == {path.name for path in checkpoint.iterdir()} - {MANIFEST_NAME}
+    assert {*FILES, OPTIONS_NAME} <= files.keys() == {path.name for path in checkpoint.iterdir()} - {MANIFEST_NAME}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -209,10 +332,41 @@ def test_a_missing_file_is_refused_by_name(checkpoint, name):
         resume(checkpoint.parent, checkpoint)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": {"config.json": 3}}'])
-def test_a_damaged_manifest_is_refused(checkpoint, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "JSONDecodeError"),
+        ("{", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ('{"files": {"config.json": 3}}', "TypeError"),
+        ('{"files": {}}', "it does not name config.json, model.safetensors, optimizer.pt"),
+        ('{"files": {"../x": {"bytes": 1, "sha256": ""}}}', "it names '../x', which is outside of the folder"),
+        ('{"files": {"/x": {"bytes": 1, "sha256": ""}}}', "it names '/x', which is outside of the folder"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(checkpoint, content, message):
     (checkpoint / MANIFEST_NAME).write_text(content)
-    with pytest.raises(ValueError, match=f"{MANIFEST_NAME} is damaged"):
+    with pytest.raises(ValueError, match=f"{MANIFEST_NAME} is damaged: .*{message}"):
+        resume(checkpoint.parent, checkpoint)
+
+
+def test_a_file_that_was_added_to_a_checkpoint_is_refused(checkpoint):
+    (checkpoint / "scaler.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{MANIFEST_NAME} is damaged: it does not name scaler.pt"):
+        resume(checkpoint.parent, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [(1, torch.int64, "numbers of torch.int64"), (math.nan, torch.float32, "numbers that are not finite")],
+    ids=["whole", "nan"],
+)
+def test_projections_that_are_no_weights_are_refused_by_name(checkpoint, value, dtype, message):
+    weights, name = load_file(checkpoint / PROJECTIONS_NAME), "layers.0.0.bias"
+    weights[name] = torch.full_like(weights[name], value, dtype=dtype)
+    save_file(weights, checkpoint / PROJECTIONS_NAME)
+    complete(checkpoint)
+    with pytest.raises(ValueError, match=f"{PROJECTIONS_NAME} is damaged: {name} has {message}"):
         resume(checkpoint.parent, checkpoint)
 
 
@@ -231,7 +385,7 @@ def test_a_checkpoint_that_does_not_exist(checkpoint):
 def test_a_student_of_another_config_does_not_go_on(checkpoint, field, value):
     saved = json.loads((checkpoint / "config.json").read_text())[field]
     with pytest.raises(
-        ValueError, match=rf"config\.json is not the student's config: {field} is {saved} there and {value}"
+        ValueError, match=rf"config\.json is not the model's config: {field} is {saved} there and {value}"
     ):
         resume(checkpoint.parent, checkpoint, **{field: value})
 
@@ -255,7 +409,11 @@ def test_resuming_executes_no_pickle(checkpoint, tmp_path, name):
     if name == "training_args.bin":  # nobody reads it
         resume(tmp_path, checkpoint)
     else:
-        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        with pytest.raises(ValueError, match=rf"{name} holds code \(posix\.mkdir\), which is not run\. Resume from"):
+            resume(tmp_path, checkpoint)
+        (checkpoint / name).write_bytes(pickle.dumps(Payload(tmp_path / "executed")))  # as torch once wrote
+        complete(checkpoint)
+        with pytest.raises(ValueError, match=f"{name} was not written by torch.save"):
             resume(tmp_path, checkpoint)
     assert not (tmp_path / "executed").exists()
 

@@ -245,8 +245,16 @@ def test_trainer_last_push_is_the_trained_student(train_result, hub, tmp_path):
 
 
 def test_trainer_last_push_holds_no_projections(train_result, hub):
-    files = MODEL_FILES | CODE_FILES | TOKENIZER_FILES | {"README.md", "training_args.bin", ".gitattributes"}
+    files = MODEL_FILES | CODE_FILES | TOKENIZER_FILES | {"README.md", ".gitattributes"}
     assert set(hub.commits(TRAINED_REPO)[-1].files) == files
+
+
+def test_no_push_of_the_trainer_holds_a_pickle_of_its_arguments(train_result, hub):
+    """Which would carry paths of the machine; a folder that is uploaded later has none either."""
+    commits = hub.commits(TRAINED_REPO)
+    assert sum("model.safetensors" in commit.files for commit in commits) >= 2
+    assert not [name for commit in commits for name in commit.files if "training_args" in name]
+    assert not [name for name in train_result["files"] if "training_args" in name]
 
 
 # Damaged folders

@@ -135,7 +135,7 @@ def test_a_stream_in_stage_1_is_resumed_where_it_stopped(folder, tmp_path, monke
     assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
 
 
-def test_fine_tuning_is_resumed_from_its_last_checkpoint(folder, tmp_path, monkeypatch):
+def test_fine_tuning_is_resumed_from_its_last_checkpoint(folder, tmp_path, monkeypatch, capsys):
     options = files(folder) | {
         "model_name_or_path": folder / "teacher",
         "save_steps": 1,
@@ -144,10 +144,20 @@ def test_fine_tuning_is_resumed_from_its_last_checkpoint(folder, tmp_path, monke
     del options["teacher"]
     script(monkeypatch, **options, max_steps=3, output_dir=tmp_path / "whole", resume_from_checkpoint="last")
     script(monkeypatch, **options, max_steps=2, output_dir=tmp_path / "parts", resume_from_checkpoint="last")
-    (tmp_path / "parts" / "checkpoint-9").mkdir()  # killed before its state was written
+    (tmp_path / "parts" / "checkpoint-9").mkdir()  # killed before its first file was written
     script(monkeypatch, **options, max_steps=3, output_dir=tmp_path / "parts", resume_from_checkpoint="last")
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
+    capsys.readouterr()
+    options |= {"output_dir": tmp_path / "parts", "learning_rate": 1e-6, "max_steps": 4}
+    run = (tmp_path / "parts" / "run.json").read_bytes()
+    with pytest.raises(SystemExit, match="has checkpoints of an earlier training, up to checkpoint-3: pass --resume"):
+        script(monkeypatch, **options)
+    assert (tmp_path / "parts" / "run.json").read_bytes() == run  # nothing was written over
+    script(monkeypatch, **options, resume_from_checkpoint="last")
+    state = json.loads((tmp_path / "parts" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry] == [1e-3, 1e-3, 1e-3, 1e-6]
+    assert "Resumed with learning_rate 1e-06 (was 0.001), max_steps 4 (was 3)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,15 @@ from transformers import TrainingArguments
 
 from .layer_maps import LAYER_MAPS
 
+WEIGHTS = (
+    "hidden_state_weight",
+    "embedding_weight",
+    "logit_weight",
+    "cross_entropy_weight",
+    "attention_relation_weight",
+    "firing_rate_weight",
+)
+
 
 @dataclass
 class DistillationTrainingArguments(TrainingArguments):
@@ -98,15 +107,7 @@ class DistillationTrainingArguments(TrainingArguments):
         if self.non_finite not in ("stop", "skip"):
             raise ValueError(f"non_finite must be 'stop' or 'skip', got {self.non_finite!r}.")
         self.layer_map = _layers(self.layer_map)
-        for name in (
-            "hidden_state_weight",
-            "embedding_weight",
-            "logit_weight",
-            "cross_entropy_weight",
-            "attention_relation_weight",
-            "firing_rate_weight",
-            "target_firing_rate",
-        ):
+        for name in (*WEIGHTS, "target_firing_rate"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not self.temperature > 0:

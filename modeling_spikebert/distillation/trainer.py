@@ -3,11 +3,9 @@
 import inspect
 import json
 import math
-import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import rotate_checkpoints
 
 from ..data import TextStream
 from ..hub import CodeFilesCallback, save_code_files, write_model_card
 from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses
-from . import checkpoints
-from .arguments import DistillationTrainingArguments
-from .checkpoints import check_checkpoint, last_checkpoint, remove_incomplete
+from .arguments import WEIGHTS, DistillationTrainingArguments
+from .checkpoints import last_checkpoint
 from .checks import check_label_range, check_models, check_tokenizers, embedding_table
 from .layer_maps import resolve_layer_map
 from .losses import attention_relation_loss, embedding_loss, firing_rate_loss, hidden_state_loss, logit_loss
 from .projections import ATTRIBUTE, FeatureProjections
 from .relations import key_and_value_modules
+from .resuming import ResumableTrainer
 from .speed import peak_memory_mb
 from .teachers import LOGITS, STATES, CachedTeacherCollator, Teacher, TeacherOutputs, cached, from_batch
 
@@ -40,7 +36,7 @@ STREAM_NAME = "stream.json"
 MOST_SKIPPED_STEPS = 50
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ResumableTrainer):
     """Trains a SpikeBERT student from an encoder as teacher.
 
     Stage "general" takes unlabelled, tokenised text and a `SpikeBertModel`; stage "task" takes labelled text, a teacher
@@ -329,33 +325,29 @@ class DistillationTrainer(Trainer):
 
     # Training, checkpoints
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`.
+    def kept_options(self) -> dict[str, Any]:
+        args = self.args
+        return super().kept_options() | {
+            "stage": args.stage,
+            "layer_map": self.layer_map,
+            # Which projections are trained, and have moments.
+            "hidden_state_weight > 0": args.hidden_state_weight > 0,
+            "embedding_weight > 0": args.embedding_weight > 0,
+        }
 
-        Args:
-            resume_from_checkpoint: folder of a checkpoint; or True, or "last", for the last one in `output_dir` that
-                was written to its end, and the beginning where there is none yet.
-            *args, **kwargs: as for `Trainer.train`.
+    def options(self) -> dict[str, Any]:
+        names = (*WEIGHTS, "temperature", "target_firing_rate", "non_finite")
+        return super().options() | {name: getattr(self.args, name) for name in names}
 
-        Raises:
-            ValueError: the checkpoint is damaged or not of this student.
-        """
-        folder = Path(str(self.args.output_dir))
-        if resume_from_checkpoint in (True, "last"):
-            resume_from_checkpoint = str(last_checkpoint(folder) or "") or None
-        if resume_from_checkpoint:
-            check_checkpoint(Path(str(resume_from_checkpoint)), self.student.config)
+    def _prepare_run(self, checkpoint: str | bool | None) -> None:
         if isinstance(self.train_dataset, TextStream):
-            self._place_stream(self.train_dataset, resume_from_checkpoint)
-        self.accelerator.wait_for_everyone()
+            self._place_stream(self.train_dataset, checkpoint)
         if self.is_world_process_zero():
-            remove_incomplete(folder)
             pairs = ", ".join(f"{i} <- {n}" for i, n in enumerate(self.layer_map, start=1))
             print(f"Layer map (student <- teacher): {pairs}")
         self._sums["train"].clear()
         self._clock = self._clock_of_run = time.perf_counter()
         self._first_step: int | None = None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _place_stream(self, stream: TextStream, checkpoint: str | bool | None) -> None:
         """Where the stream begins, and how much the Trainer skips. Without its file it is read again from the start."""
@@ -371,56 +363,20 @@ class DistillationTrainer(Trainer):
         return steps * args.gradient_accumulation_steps * args.per_device_train_batch_size * args.world_size
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed at the end: the Trainer would do a step more
-            self.control.should_training_stop = True
-            return
         if self._first_step is None:
             self._first_step = self.state.global_step
         super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         start = time.perf_counter()
-        args, run_dir = self.args, Path(self._get_output_dir(trial))
-        folder = run_dir / f"checkpoint-{self.state.global_step}"
-        limit, push = args.save_total_limit, args.push_to_hub
-        with self._writing(folder):
-            if args.should_save:
-                checkpoints.begin(folder)
-            self.accelerator.wait_for_everyone()
-            try:  # older checkpoints go, and this one is pushed, when it is whole
-                args.save_total_limit, args.push_to_hub = None, False
-                super()._save_checkpoint(model, trial)
-            finally:
-                args.save_total_limit, args.push_to_hub = limit, push
-            self.accelerator.wait_for_everyone()
-            if args.should_save:
-                torch.save(args, folder / TRAINING_ARGS_NAME)  # with the values that it really has
-                if isinstance(self.train_dataset, TextStream):
-                    place = self.train_dataset.state_dict(self._sequences_in(self.state.global_step))
-                    if place is not None:
-                        (folder / STREAM_NAME).write_text(json.dumps(place), encoding="utf-8")
-                checkpoints.complete(folder)
-        if push:
-            self._push_from_checkpoint(str(folder))
-        if args.should_save:
-            rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint)
+        super()._save_checkpoint(model, trial)
         self._clock += time.perf_counter() - start
 
-    @contextmanager
-    def _writing(self, folder: Path) -> Iterator[None]:
-        """Says what is left when a folder cannot be written; a checkpoint that was begun goes."""
-        try:
-            yield
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk has many names
-            if self.args.should_save and (folder / checkpoints.INCOMPLETE_NAME).is_file():
-                shutil.rmtree(folder)
-            last = last_checkpoint(Path(str(self.args.output_dir)), self.state.global_step)
-            disk = next(path for path in folder.resolve().parents if path.exists())
-            raise OSError(
-                f"{folder} could not be written ({error}); its disk has "
-                f"{shutil.disk_usage(disk).free / 1e6:.1f} MB free. Last checkpoint: {last or 'none yet'}; if "
-                "the disk is full, free space, and resume from it."
-            ) from error
+    def _add_to_checkpoint(self, folder: Path) -> None:
+        if isinstance(self.train_dataset, TextStream):
+            place = self.train_dataset.state_dict(self._sequences_in(self.state.global_step))
+            if place is not None:
+                (folder / STREAM_NAME).write_text(json.dumps(place), encoding="utf-8")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -469,7 +425,12 @@ class DistillationTrainer(Trainer):
                 "student."
             )
         try:
-            self.projections.load_state_dict(safetensors.torch.load_file(file))
+            weights = safetensors.torch.load_file(file)
+            for name, weight in weights.items():
+                if not weight.is_floating_point() or not weight.isfinite().all():
+                    kind = "numbers that are not finite" if weight.is_floating_point() else f"numbers of {weight.dtype}"
+                    raise ValueError(f"{file} is damaged: {name} has {kind}.")
+            self.projections.load_state_dict(weights)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
         except RuntimeError as error:
