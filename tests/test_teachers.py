@@ -108,6 +108,32 @@ def test_another_run_finds_the_file_and_another_teacher_does_not(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 5
 
 
+@pytest.mark.parametrize("damage", ["changed", "cut", "no_checksum", "no_file"])
+def test_a_damaged_file_is_computed_again(tmp_path, damage, caplog):
+    def build() -> tuple[int, bytes]:
+        student, teacher = stage_models("task")
+        counter = Counter(teacher)
+        trainer = make_trainer(tmp_path / "run", "task", (student, teacher), teacher_cache=str(tmp_path / "cache"))
+        return counter.calls, b"".join(row[teachers.STATES] for row in trainer.train_dataset)
+
+    _, states = build()
+    (file,), (checksum,) = (list((tmp_path / "cache").glob(f"*.{suffix}")) for suffix in ("arrow", "sha256"))
+    content, digest = file.read_bytes(), checksum.read_text()
+    if damage == "changed":  # in the midst of a row
+        place = content.index(states[: len(states) // 16])
+        file.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+    elif damage == "cut":
+        file.write_bytes(content[:-100])
+    elif damage == "no_checksum":  # killed in front of it
+        checksum.unlink()
+    else:
+        file.unlink()
+    assert build() == (4, states)
+    assert (f"{file.name} is damaged; the teacher runs again" in caplog.text) == (damage in ("changed", "cut"))
+    assert checksum.read_text() == digest
+    assert build() == (0, states)
+
+
 def test_the_file_is_found_by_another_process(tmp_path):
     code = f"""
 import json, sys

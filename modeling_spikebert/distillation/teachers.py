@@ -14,8 +14,12 @@ from datasets import Dataset, Features, Sequence, Value
 from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
+from .checkpoints import sha256
 from .relations import recorded_keys_and_values
+
+logger = logging.get_logger(__name__)
 
 STATES, LOGITS = "teacher_states", "teacher_logits"
 STATE_DTYPE = np.float16  # of stored states: they are targets, 0.0005 of their size is no loss
@@ -72,8 +76,11 @@ def cached(
     batch_size: int,
     folder: Path,
     precision: str,
+    check: bool,
 ) -> Dataset:
     """Adds what the teacher says of each row, computed once and kept in `folder` under a fingerprint of both.
+
+    Next to the file stands its SHA-256; a file that does not have it is damaged, and is computed again.
 
     Args:
         dataset: tokenised rows.
@@ -82,6 +89,7 @@ def cached(
         batch_size: sentences in one call of the teacher.
         folder: takes a file of about `2 * K * D` bytes for each token.
         precision: what the teacher computes in, as accelerate names it.
+        check: whether to compare a file that is there with its SHA-256; one process of a machine does.
 
     Raises:
         ValueError: the data set is a stream.
@@ -115,16 +123,40 @@ def cached(
     options = (teacher.layers, teacher.relations, str(teacher.model.config), precision)
     fingerprint = Hasher.hash((dataset._fingerprint, digest.hexdigest(), *options))
     folder.mkdir(parents=True, exist_ok=True)
-    return dataset.map(
+    file = folder / f"teacher-{fingerprint}.arrow"
+    if check:
+        _remove_if_damaged(file)
+    outputs = dataset.map(
         add,
         batched=True,
         batch_size=ROWS_SORTED_TOGETHER,
         writer_batch_size=ROWS_WRITTEN_TOGETHER,
         features=features,
-        cache_file_name=str(folder / f"teacher-{fingerprint}.arrow"),
+        cache_file_name=str(file),
         new_fingerprint=fingerprint,
         desc="Running the teacher",
     )
+    if not _digest_of(file).is_file():
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(sha256(file), encoding="utf-8")
+        temporary.replace(_digest_of(file))
+    return outputs
+
+
+def _digest_of(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
+def _remove_if_damaged(file: Path) -> None:
+    """What is left of the teacher's outputs after a kill or damage goes: it would train other weights."""
+    digest = _digest_of(file)
+    if file.is_file() and digest.is_file() and digest.read_text(encoding="utf-8") != sha256(file):
+        logger.warning(f"{file} is damaged; the teacher runs again.")
+        digest.unlink()
+    if not digest.is_file():
+        file.unlink(missing_ok=True)
+    elif not file.is_file():
+        digest.unlink()
 
 
 @dataclass

@@ -137,6 +137,7 @@ class DistillationTrainer(ResumableTrainer):
                 self.args.per_device_eval_batch_size,
                 folder,
                 self.accelerator.mixed_precision,
+                check=self.args.local_process_index == 0,
             )
         num_states = len(self.layer_map) + (2 if self._run_teacher.relations else 0)
         self.data_collator = CachedTeacherCollator(self.data_collator, num_states)
