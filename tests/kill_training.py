@@ -4,7 +4,7 @@
 
 Each run is a process of its own, forked after the imports, so that a kill (SIGKILL) costs milliseconds. The training
 saves a checkpoint after each step, so that many kills fall into a save. Prints what happened; fails if a weight of the
-student or of the projections differs by a bit, or if a checkpoint was taken that was not whole.
+student or of the projections differs by a bit, if a checkpoint was taken that was not whole, or if no kill left one.
 """
 
 import argparse
@@ -84,7 +84,8 @@ def main() -> None:
     assert seconds is not None
     before, training = seconds
     longest = before + training / args.kills  # so that the training does not end before the last kill
-    folder, kills, half_written, student = args.folder / "killed", 0, 0, stage_models(args.stage)[0]
+    folder, kills, seen, half_written = args.folder / "killed", 0, 0, 0
+    student = stage_models(args.stage)[0]
     config = type(student.config)(**(student.config.to_dict() | {"hidden_dropout_prob": 0.1}))
     while kills < args.kills:
         ended = run(folder, args.stage, steps, moments.uniform(0, longest))
@@ -94,7 +95,9 @@ def main() -> None:
         half_written += len([path for path in checkpoints(folder) if not (path / "manifest.json").is_file()])
         if last is not None:
             check_checkpoint(last, config)
+            seen += 1
         print(f"kill {kills}: last whole checkpoint {re.sub('.*-', '', last.name) if last else 'none'}", flush=True)
+    assert seen, "no kill left a checkpoint: nothing was resumed"
     assert run(folder, args.stage, steps) is not None
     for name in FILES:
         whole, killed = (load_file(path / f"checkpoint-{steps}" / name) for path in (args.folder / "whole", folder))
