@@ -61,7 +61,8 @@ from modeling_spikebert.data import (
     metrics_for,
     tokenize,
 )
-from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback, ResumableTrainer
+from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback, ResumableTrainer, use_console
+from modeling_spikebert.distillation.checkpoints import last_checkpoint
 from modeling_spikebert.distillation.run_folder import the_only_run
 from modeling_spikebert.energy import compare_energy
 from modeling_spikebert.hub import CodeFilesCallback
@@ -158,7 +159,17 @@ def main() -> None:
     if data_args.streaming and args.stage != "general":
         raise ValueError("--streaming is for text without labels: --stage general.")
     with the_only_run(args, args.resume_from_checkpoint):
-        run(model_args, data_args, args)
+        try:
+            run(model_args, data_args, args)
+        except KeyboardInterrupt:
+            if args.process_index == 0:
+                last = last_checkpoint(Path(str(args.output_dir)))
+                print(
+                    f"\nrun_distillation.py: interrupted; last checkpoint: {last or 'none yet'}. The same command with "
+                    "--resume_from_checkpoint last goes on from there.",
+                    file=sys.stderr,
+                )
+            sys.exit(130)  # as a shell has it
 
 
 def run(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> None:
@@ -349,13 +360,15 @@ def fine_tuning(
         model.accepts_loss_kwargs = False  # transformers' own classifiers take num_items_in_batch and do not use it
     tokenizer = AutoTokenizer.from_pretrained(source)
     args.logging_nan_inf_filter = False  # or a loss that is not finite would be logged as 0
-    return ResumableTrainer(
+    trainer = ResumableTrainer(
         model,
         args,
         compute_metrics=metrics_for(text, data_args.task),
         callbacks=[CodeFilesCallback(), FiniteLossCallback()],
         **tokenized(text.train, text.validation, tokenizer, data_args, args),
     )
+    use_console(trainer)
+    return trainer
 
 
 def read_labelled(data_args: DataArguments) -> LabelledText:

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import random
+import re
 import runpy
+import signal
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +22,7 @@ from tiny_training import BERT_SIZES, LABELS, tiny_teacher, tiny_tokenizer
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification, BertTokenizerFast, pipeline
 
 from modeling_spikebert.commands import main as spikebert
+from modeling_spikebert.distillation.checkpoints import last_checkpoint
 
 SCRIPT = str(Path(__file__).parent.parent / "examples" / "run_distillation.py")
 RECIPES_FOLDER = Path(SCRIPT).with_name("recipes")
@@ -158,6 +162,39 @@ def test_fine_tuning_is_resumed_from_its_last_checkpoint(folder, tmp_path, monke
     state = json.loads((tmp_path / "parts" / "checkpoint-4" / "trainer_state.json").read_text())
     assert [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry] == [1e-3, 1e-3, 1e-3, 1e-6]
     assert "Resumed with learning_rate 1e-06 (was 0.001), max_steps 4 (was 3)" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_says_how_to_go_on_and_goes_on(folder, tmp_path, monkeypatch):
+    """Its console has a line at the start and a line a log."""
+    options = files(folder) | {"output_dir": tmp_path, "save_steps": 1, "logging_steps": 1, "report_to": "none"}
+    options |= {"lr_scheduler_type": "constant", "max_length": 12, "per_device_train_batch_size": 4, "use_cpu": True}
+    command = [sys.executable, SCRIPT, *flags(**options, max_steps=100_000)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline()]
+        while lines[-1] and "step 3/" not in lines[-1]:
+            lines.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, "".join(lines) + errors
+    last = last_checkpoint(tmp_path)
+    message = (
+        f"run_distillation.py: interrupted; last checkpoint: {last}. The same command with --resume_from_checkpoint"
+    )
+    assert errors.splitlines()[-1].startswith(message)
+    assert "Traceback" not in errors
+    start, *steps = [line.rstrip() for line in lines if line.startswith(("Training", "step"))]
+    assert re.fullmatch(
+        r"Training stage task: student 2 x 32 \(0\.02\d+ M parameters\), teacher 2 x 32 \(0\.02\d+ M parameters\); "
+        rf"100,000 steps of 4 sentences on cpu, into {re.escape(str(tmp_path))}",
+        start,
+    )
+    assert len(steps) == 3
+    for i, line in enumerate(steps, start=1):
+        assert re.fullmatch(rf"step {i}/100,000  loss \S+  \S+ sentences/s  \S+ (s|min|h \d+ min) left", line)
+    done = int(last.name.removeprefix("checkpoint-"))
+    script(monkeypatch, **options, max_steps=done + 1, resume_from_checkpoint="last")
+    state = json.loads((tmp_path / f"checkpoint-{done + 1}" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == list(range(1, done + 2))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tiny_training import OTHER_SIZES, make_trainer, stage_models, stage_text, t
 from transformers import TrainerCallback
 
 from modeling_spikebert.distillation import trainer as trainer_module
+from modeling_spikebert.distillation.callbacks import duration
 
 stages = pytest.mark.parametrize("stage", ["general", "task"])
 
@@ -184,6 +185,45 @@ def test_speed_memory_and_the_time_that_is_left_are_logged(tmp_path, stage):
     assert 0.1 < logs[0]["seconds_left"] < seconds
     assert logs[1]["seconds_left"] == 0
     assert not any("per_second" in name and "runtime" not in name for name in trainer.evaluate() if "tokens" in name)
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_the_console_has_a_readable_line_a_log(tmp_path, capsys, disable_tqdm):
+    """With a progress bar or without; nothing of what is logged elsewhere is lost."""
+    options = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": disable_tqdm}
+
+    def accuracy(prediction) -> dict[str, float]:
+        return {"accuracy": 0.5}
+
+    trainer = make_trainer(tmp_path, "task", trainer_options={"compute_metrics": accuracy}, **options)
+    trainer.train()
+    printed = capsys.readouterr()
+    layers, start, *lines = printed.out.replace("\r", "").splitlines()
+    assert layers.startswith("Layer map")
+    assert start.startswith("Training stage task: student 2 x 32 ")
+    assert start.endswith(f"; 2 steps of 4 sentences on cpu, into {tmp_path}")
+    assert "{" not in printed.out
+    patterns = [
+        r"step 1/2  loss \S+  \S+ sentences/s  \d+ s left",
+        r"step 2/2  loss \S+  \S+ sentences/s  0 s left",
+        r"step 2  eval_loss \S+  eval_accuracy 0\.5",
+        r"trained in \d+ s, mean loss \S+",
+    ]
+    shown = [line.strip() for line in lines if line.strip()]
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(patterns, shown, strict=True)), shown
+    assert ("2/2" in printed.err) != disable_tqdm  # the bar
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert {"loss_logits", "firing_rate", "tokens_per_second", "grad_norm"} <= logs[0].keys()
+
+
+def test_durations_are_said_in_a_unit_of_their_size():
+    assert [duration(seconds) for seconds in (0.4, 89, 91, 3000, 12_000)] == [
+        "0 s",
+        "89 s",
+        "2 min",
+        "50 min",
+        "3 h 20 min",
+    ]
 
 
 def test_evaluation_does_not_slow_the_speed_that_is_logged(tmp_path):

@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from . import checkpoints
+from .callbacks import ConsoleCallback
 from .checkpoints import check_checkpoint, compare_options, last_checkpoint, remove_incomplete, write_options
 from .run_folder import the_only_run
 
@@ -58,7 +59,12 @@ class ResumableTrainer(Trainer):
                 remove_incomplete(folder)
                 if changed:
                     print("Resumed with " + ", ".join(f"{k} {new} (was {old})" for k, (old, new) in changed.items()))
-            return super().train(checkpoint, *args, **kwargs)
+            try:
+                return super().train(checkpoint, *args, **kwargs)
+            finally:
+                for callback in self.callback_handler.callbacks:
+                    if isinstance(callback, ConsoleCallback):
+                        callback.close()
 
     def _prepare_run(self, checkpoint: str | bool | None) -> None:
         """What a kind of trainer does before its first step; the checkpoint has been checked."""

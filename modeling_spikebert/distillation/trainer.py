@@ -20,6 +20,7 @@ from ..data import TextStream
 from ..hub import CodeFilesCallback, save_code_files, write_model_card
 from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses
 from .arguments import WEIGHTS, DistillationTrainingArguments
+from .callbacks import use_console
 from .checkpoints import last_checkpoint
 from .checks import check_label_range, check_models, check_tokenizers, embedding_table
 from .layer_maps import resolve_layer_map
@@ -108,6 +109,7 @@ class DistillationTrainer(ResumableTrainer):
         # What the model card says beside what the trainer knows: keyword arguments of `create_model_card`.
         self.card_options: dict[str, Any] = {}
         self.add_callback(CodeFilesCallback())
+        use_console(self, teacher)
         if args.stage == "general":  # evaluation is the loss alone
             self.label_names: list[str] | None = []
             self.can_return_loss = True
