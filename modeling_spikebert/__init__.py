@@ -1,15 +1,15 @@
 """SpikeBERT: a spiking Transformer for language, taught by BERT in two stages of knowledge distillation."""
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-
-from .configuration_spikebert import SpikeBertConfig
-from .modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
+from .registration import register
 
 if TYPE_CHECKING:
+    from .configuration_spikebert import SpikeBertConfig
     from .distillation import DistillationTrainer, DistillationTrainingArguments
+    from .modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 
 __version__ = version("modeling_spikebert")
 
@@ -21,15 +21,23 @@ __all__ = [
     "SpikeBertModel",
 ]
 
-AutoConfig.register(SpikeBertConfig.model_type, SpikeBertConfig)
-AutoModel.register(SpikeBertConfig, SpikeBertModel)
-AutoModelForSequenceClassification.register(SpikeBertConfig, SpikeBertForSequenceClassification)
+register()
+
+# Imported when first used: torch and transformers take seconds, the trainer brings in accelerate and datasets.
+_MODULES = {
+    "DistillationTrainer": ".distillation",
+    "DistillationTrainingArguments": ".distillation",
+    "SpikeBertConfig": ".configuration_spikebert",
+    "SpikeBertForSequenceClassification": ".modeling_spikebert",
+    "SpikeBertModel": ".modeling_spikebert",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # The trainer brings in accelerate and datasets; who only loads a model does not wait for them.
-    if name in ("DistillationTrainer", "DistillationTrainingArguments"):
-        from . import distillation
-
-        return getattr(distillation, name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,8 +9,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from helpers import tiny_config
+from tiny_training import tiny_tokenizer
 
 import modeling_spikebert
+from modeling_spikebert import SpikeBertForSequenceClassification
 
 ROOT = Path(modeling_spikebert.__file__).parent
 PACKAGE = "modeling_spikebert"
@@ -40,7 +43,7 @@ LAYERS = [
     {"fused_spikebert"},
     {"early_exit_spikebert"},
     {"modeling_spikebert"},
-    {"data", "energy", "hub"},
+    {"data", "energy", "hub", "registration"},
     {"distillation"},
     {"commands"},
     {"__main__"},
@@ -189,7 +192,7 @@ def test_imports_go_from_upper_layers_to_lower_ones():
     for name in filter(None, MODULES):
         top = name.split(".")[0]
         for imported in internal_imports(name):
-            assert imported, f"{name} imports the package itself, which imports the model"
+            assert imported, f"{name} imports the package itself"
             same = imported.split(".")[0] == top and top not in FLAT
             assert same or layer_of(imported) < layer_of(name), f"{name} imports {imported}"
 
@@ -201,20 +204,63 @@ def test_every_module_has_a_layer():
     )
 
 
-def test_importing_the_package_leaves_the_trainer_until_it_is_wanted():
+def test_importing_the_package_costs_next_to_nothing():
+    """Seconds of the import, next to those of torch and transformers in the same process; and what it imports."""
     code = f"""
-import sys
+import sys, time
 sys.path.insert(0, sys.argv[1])
+def loaded():
+    return sorted(name for name in sys.modules if name.startswith("{PACKAGE}."))
+from {PACKAGE}.commands import main
+main(["--help"])
+assert not {{"torch", "transformers", "numpy"}} & sys.modules.keys()
+for name in ["{PACKAGE}", *loaded()]:
+    del sys.modules[name]
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("{PACKAGE}")]
+
+start = time.perf_counter()
+import torch, transformers
+middle = time.perf_counter()
 import {PACKAGE}
-parts = sorted(name.partition(".")[2] for name in sys.modules if name.startswith("{PACKAGE}."))
-print(parts)
+end = time.perf_counter()
+assert end - middle < max(0.3, (middle - start) / 3), (middle - start, end - middle)
+assert loaded() == ["{PACKAGE}.registration"]
+
 trainer = {PACKAGE}.DistillationTrainer
 assert trainer.__module__.startswith("{PACKAGE}.distillation"), trainer.__module__
-assert "{PACKAGE}.distillation" in sys.modules
 from transformers import Trainer
 assert issubclass(trainer, Trainer)
 """
-    assert run_python(code, ROOT.parent) == str(sorted(FLAT))
+    run_python(code, ROOT.parent)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        f"import {PACKAGE}; from transformers import BertModel",  # imports the Auto classes half-way
+        f"from transformers import AutoModel; import {PACKAGE}",
+        f"from {PACKAGE}.modeling_spikebert import SpikeBertModel",
+    ],
+)
+def test_auto_classes_know_the_package_whichever_is_imported_first(tmp_path, first):
+    SpikeBertForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT.parent)!r})
+{first}
+from transformers import AutoConfig
+assert type(AutoConfig.from_pretrained(sys.argv[1])).__module__ == "{PACKAGE}.configuration_spikebert"
+from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+classify = pipeline("text-classification", model=sys.argv[1])
+models = AutoModel.from_pretrained(sys.argv[1]), AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+from {PACKAGE} import SpikeBertForSequenceClassification, SpikeBertModel
+assert [type(model) for model in (*models, classify.model)] == [
+    SpikeBertModel, SpikeBertForSequenceClassification, SpikeBertForSequenceClassification
+]
+print(classify("word1")[0]["label"])
+"""
+    assert run_python(code, tmp_path / "model").startswith("LABEL_")
 
 
 def test_every_public_name_exists_and_no_other_is_made_up():
@@ -222,3 +268,4 @@ def test_every_public_name_exists_and_no_other_is_made_up():
         assert getattr(modeling_spikebert, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'DistillationTeacher'"):
         modeling_spikebert.DistillationTeacher  # noqa: B018
+    assert set(modeling_spikebert.__all__) < set(dir(modeling_spikebert))
