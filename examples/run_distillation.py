@@ -38,7 +38,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    HfArgumentParser,
     set_seed,
 )
 from transformers.utils import cached_file
@@ -49,6 +48,8 @@ from modeling_spikebert import (
     SpikeBertForSequenceClassification,
     SpikeBertModel,
 )
+from modeling_spikebert.commands.exits import did_you_mean, exits
+from modeling_spikebert.commands.options import DataclassParser
 from modeling_spikebert.data import (
     TASKS,
     DataError,
@@ -196,27 +197,39 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: Distillation
 
 def read_arguments(options: list[str]) -> tuple[ModelArguments, DataArguments, DistillationTrainingArguments]:
     """The arguments of a command line that may begin with a recipe: a json or yaml file with options."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, DistillationTrainingArguments))
+    parser = DataclassParser((ModelArguments, DataArguments, DistillationTrainingArguments))
     if options and options[0].endswith((".json", ".yaml", ".yml")):
         file, *options = options
         recipe = read_recipe(Path(file))
-        unknown = recipe.keys() - {action.dest for action in parser._actions}
+        known = [action.dest for action in parser._actions]
+        unknown = [str(key) for key in recipe if key not in known]
         if unknown:
-            raise ValueError(f"{file} has keys that are no options of this script (see --help): {sorted(unknown)}.")
+            hint = did_you_mean(unknown[0], known) or "; see --help."
+            raise ValueError(f"{file} has keys that are no options of this script: {', '.join(unknown)}{hint}")
         parser.set_defaults(**recipe)
     return parser.parse_args_into_dataclasses(options)
 
 
-def read_recipe(file: Path) -> dict[str, Any]:
-    """The options of a recipe and, where it has none, of the recipe beside it that it names as `base`."""
+def read_recipe(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The options of a recipe and, where it has none, of the recipe next to it that it names as `base`.
+
+    `above` are the recipes that build on this one.
+    """
+    above = (*above, file.resolve())
     try:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))  # json is yaml, too
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no yaml or json: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{file} must have one option a line, such as `stage: task`.")
     base = recipe.pop("base", None)
-    return recipe if base is None else read_recipe(file.parent / base) | recipe
+    if base is None:
+        return recipe
+    if not isinstance(base, str):
+        raise ValueError(f"{file}: base must name a recipe, such as student.yaml, got {base!r}.")
+    if (file.parent / base).resolve() in above:
+        raise ValueError(f"{file}: its base {base} builds on {file.name} in turn. Name another base.")
+    return read_recipe(file.parent / base, above) | recipe
 
 
 def record_run(args: DistillationTrainingArguments) -> None:
@@ -431,8 +444,6 @@ def end_process_group() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exits("run_distillation.py", "interrupted; --resume_from_checkpoint last goes on from a checkpoint."):
         main()
         end_process_group()
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"run_distillation.py: {error}")

@@ -23,7 +23,7 @@ from transformers import (
     GPT2Model,
 )
 
-from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel
+from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel, __version__
 from modeling_spikebert.commands import COMMANDS, main
 from modeling_spikebert.commands.quickstart import NAMES, compare
 from modeling_spikebert.distillation import PROJECTIONS_NAME
@@ -76,17 +76,40 @@ def test_console_script_lists_every_command(capsys):
     for name, summary in COMMANDS.items():
         assert f"  {name}" in output.stdout
         assert summary in output.stdout
+    assert run(Path(sys.executable).with_name("spikebert"), "--version").stdout == f"spikebert {__version__}\n"
     for arguments in ([], ["-h"]):
         main(arguments)
         assert capsys.readouterr().out == output.stdout
 
 
-def test_unknown_command(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["quickstrat", "--seed", "1"], "spikebert: no command 'quickstrat'; did you mean quickstart?"),
+        (["train"], f"spikebert: no command 'train'; there is {', '.join(COMMANDS)}."),
+        (
+            ["quickstart", "--learnign-rate", "1e-3"],
+            "spikebert quickstart: unknown option --learnign-rate; did you mean --learning-rate?",
+        ),
+        (
+            ["augment", "--train_flie=a.csv"],
+            "spikebert augment: unknown option --train_flie; did you mean --train-file?",
+        ),
+        (["energy", "model", "--zzz"], "spikebert energy: unknown option --zzz; see --help."),
+        (["energy", "model", "other", "--text", "a"], "spikebert energy: no option takes 'other'; see --help."),
+        (["energy", "--text", "a"], "spikebert energy: the following arguments are required: MODEL"),
+        (
+            ["convert", "a.pt", "--config", "{}", "--output_dri", "out"],
+            "spikebert convert: unknown option --output_dri; did you mean --output-dir?",
+        ),
+        (["quickstart", "--seed", "one"], "spikebert quickstart: argument --seed: invalid int value: 'one'"),
+    ],
+)
+def test_a_usage_error_is_one_line(capsys, arguments, expected):
     with pytest.raises(SystemExit) as stopped:
-        main(["quickstrat", "--seed", "1"])
-    expected = f"spikebert: no command 'quickstrat'; there is {', '.join(COMMANDS)}."
-    assert stopped.value.code == expected  # printed, and exit status 1
-    assert capsys.readouterr().out == ""
+        main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ("", expected + "\n")
 
 
 def test_help_of_a_command_names_its_options(capsys):

@@ -210,11 +210,28 @@ def test_an_interrupted_training_says_how_to_go_on_and_goes_on(folder, tmp_path,
         ({"train_file": "train.csv", "streaming": True}, "--streaming is for text without labels"),
         ({"stage": "general", "train_file": "no/*.txt", "streaming": True}, "no/[*].txt: no such file"),
         ({"train_file": "train.csv", "layer_map": "first"}, "layer_map must be one of"),
+        (
+            {"stage": "general", "train_file": "train.csv", "student_config": '{"num_time_steps": 0}'},
+            "^run_distillation.py: the config of the model is not valid: `num_time_steps` must be at least 1, got 0.$",
+        ),
     ],
 )
 def test_impossible_options(folder, tmp_path, monkeypatch, options, message):
     with pytest.raises(SystemExit, match=message):
         script(monkeypatch, teacher=folder / "teacher", output_dir=tmp_path / "run", **options)
+
+
+def test_options_are_spelled_with_either_mark_and_mistakes_are_one_line(monkeypatch, capsys):
+    read_arguments = runpy.run_path(SCRIPT)["read_arguments"]
+    options = ["--teacher", "t", "--train-file=a_b.csv", "--output_dir", "o", "--max-length", "9", "--use_cpu"]
+    _, data_args, _ = read_arguments(options)
+    assert (data_args.train_file, data_args.max_length) == ("a_b.csv", 9)
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *options, "--learnign-rate", "1"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(SCRIPT, run_name="__main__")
+    assert stopped.value.code == 2
+    expected = "run_distillation.py: unknown option --learnign-rate; did you mean --learning-rate?\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_chinese_from_text_to_a_pipeline(tmp_path, monkeypatch, capsys):
@@ -304,15 +321,19 @@ def test_a_recipe_builds_on_another_and_options_go_before_it(folder, tmp_path, m
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("learning_rat: 1", "no options of this script .*learning_rat"),
+        ("learning_rat: 1", "no options of this script: learning_rat; did you mean learning_rate?"),
         ("- stage", "one option a line"),
         ("stage: [", "no yaml"),
         ("base: absent.yaml", "absent.yaml"),
+        ("base: recipe.yaml", "its base recipe.yaml builds on recipe.yaml in turn"),
+        ("base: other.yaml", "other.yaml: its base recipe.yaml builds on other.yaml in turn"),
+        ("base: 3", "base must name a recipe, such as student.yaml, got 3"),
         ("teacher: t\nmodel_name_or_path: m\nfrom_scratch: true", "from_scratch takes --teacher"),
     ],
 )
 def test_a_recipe_that_cannot_be_used(tmp_path, monkeypatch, recipe, message):
     (tmp_path / "recipe.yaml").write_text(recipe)
+    (tmp_path / "other.yaml").write_text("base: recipe.yaml")
     with pytest.raises(SystemExit, match=message):
         script(monkeypatch, tmp_path / "recipe.yaml", output_dir=tmp_path / "out")
 

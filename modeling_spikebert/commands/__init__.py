@@ -2,13 +2,21 @@
 
 import sys
 from importlib import import_module
+from importlib.metadata import version
 
-# Name of a command, which is the module beside this one that runs it, and what it does.
+from .exits import did_you_mean, exits
+
+# Name of a command, which is the module next to this one that runs it, and what it does.
 COMMANDS = {
     "quickstart": "train a spiking student from a real BERT in two stages, compare and classify",
     "energy": "count operations and energy of a model on given sentences, beside a BERT",
     "augment": "write changed copies of training text, which the teacher labels in stage 2",
     "convert": "make a folder that loads from a state dict of the published code",
+}
+# What Ctrl-C leaves, where that is a question.
+INTERRUPTED = {
+    "quickstart": "interrupted; the run folder keeps the stages that were finished.",
+    "augment": "interrupted; nothing was written.",
 }
 
 
@@ -18,9 +26,15 @@ def main(arguments: list[str] | None = None) -> None:
         print("usage: spikebert COMMAND [OPTIONS]\n\ncommands:")
         for name, summary in COMMANDS.items():
             print(f"  {name:12} {summary}")
-        print("\n`spikebert COMMAND --help` lists a command's options.")
+        print("\n`spikebert COMMAND --help` lists a command's options, `spikebert --version` says the version.")
         return
     name, *rest = arguments
+    if name == "--version":
+        print(f"spikebert {version('modeling_spikebert')}")
+        return
     if name not in COMMANDS:
-        sys.exit(f"spikebert: no command {name!r}; there is {', '.join(COMMANDS)}.")
-    import_module(f".{name}", __name__).main(rest)  # only now: what they import takes seconds
+        hint = did_you_mean(name, COMMANDS) or f"; there is {', '.join(COMMANDS)}."
+        print(f"spikebert: no command {name!r}{hint}", file=sys.stderr)
+        sys.exit(2)
+    with exits(f"spikebert {name}", INTERRUPTED.get(name, "interrupted.")):
+        import_module(f".{name}", __name__).main(rest)  # only now: what they import takes seconds

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from datasets import ClassLabel, Dataset
-from transformers import HfArgumentParser
 
 from ..data import DataError
 from ..data.augmentation import AugmentationSettings, MaskedLanguageModel, augment, sentences_of
 from ..data.streams import open_rows
 from ..data.texts import has_text, read_table, select_columns
-from .exits import exits
+from .options import DataclassParser
 
 SHUFFLE_BUFFER_SIZE = 10_000  # texts from which the next one is drawn
 
@@ -61,11 +60,10 @@ class AugmentArguments:
 
 
 def main(arguments: list[str]) -> None:
-    parser = HfArgumentParser(
+    parser = DataclassParser(
         cast(Any, (AugmentArguments, AugmentationSettings)), prog="spikebert augment", description=__doc__
     )
-    with exits("augment", "interrupted; nothing was written."):
-        run(*parser.parse_args_into_dataclasses(arguments))
+    run(*parser.parse_args_into_dataclasses(arguments))
 
 
 def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:

@@ -27,7 +27,7 @@ from ..distillation import PROJECTIONS_NAME
 from ..distillation.projections import ATTRIBUTE, FeatureProjections
 from ..hub import model_card
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
-from .exits import exits
+from .options import OptionParser
 
 # Published module to ours, None where it is dropped; `{i}` is the block. Each has a weight and, but for `emb`, a bias.
 ENCODER = {
@@ -77,12 +77,11 @@ TOKENIZERS = {28996: "bert-base-cased", 30522: "bert-base-uncased", 21128: "bert
 
 
 def main(arguments: list[str]) -> None:
-    with exits("convert"):
-        run(parse(arguments))
+    run(parse(arguments))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="spikebert convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", metavar="FILE", help="state dict, saved by torch.save or as .safetensors")

@@ -27,16 +27,15 @@ from ..energy import (
     measured_energy,
 )
 from ..modeling_spikebert import first_position_of
-from .exits import exits
+from .options import OptionParser
 
 
 def main(arguments: list[str]) -> None:
-    with exits("energy"):
-        run(parse(arguments))
+    run(parse(arguments))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="spikebert energy", description=__doc__)
+    parser = OptionParser(prog="spikebert energy", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a SpikeBERT")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", nargs="+", metavar="SENTENCE", help="sentences to count")

@@ -1,21 +1,38 @@
-"""How every command ends that cannot go on: with a line that says what is wrong, and exit status 1."""
+"""How everything ends that cannot go on: with one line that says what is wrong, and exit status 1."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 @contextmanager
-def exits(command: str, interrupted: str = "interrupted.") -> Iterator[None]:
+def exits(program: str, interrupted: str = "interrupted.") -> Iterator[None]:
     """Turns errors of the user's input and Ctrl-C into a message.
 
     Args:
-        command: name of the command, for the message.
+        program: what was called, for the message.
         interrupted: what it says on Ctrl-C.
     """
     try:
         yield
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"spikebert {command}: {error}")
+        sys.exit(f"{program}: {one_line(error)}")
     except KeyboardInterrupt:
-        sys.exit(f"\nspikebert {command}: {interrupted}")
+        sys.exit(f"\n{program}: {interrupted}")
+    except Exception as error:
+        from huggingface_hub.errors import StrictDataclassError  # only now: `spikebert --help` does not wait for it
+
+        if not isinstance(error, StrictDataclassError):
+            raise
+        sys.exit(f"{program}: the config of the model is not valid: {one_line(error.__cause__ or error)}")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: what is most like it, if anything is."""
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -19,7 +19,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -31,7 +30,7 @@ from ..distillation import DistillationTrainer, DistillationTrainingArguments, F
 from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
-from .exits import exits
+from .options import DataclassParser
 
 NUM_ENERGY_SENTENCES = 200
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
@@ -79,9 +78,8 @@ class QuickstartArguments:
 
 
 def main(arguments: list[str]) -> None:
-    parser = HfArgumentParser(cast(Any, QuickstartArguments), prog="spikebert quickstart", description=__doc__)
-    with exits("quickstart", "interrupted; the run folder keeps the stages that were finished."):
-        run(*parser.parse_args_into_dataclasses(arguments))
+    parser = DataclassParser(cast(Any, QuickstartArguments), prog="spikebert quickstart", description=__doc__)
+    run(*parser.parse_args_into_dataclasses(arguments))
 
 
 def run(args: QuickstartArguments) -> dict[str, Any]:
