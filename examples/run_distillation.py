@@ -67,6 +67,7 @@ from modeling_spikebert.distillation.checkpoints import last_checkpoint
 from modeling_spikebert.distillation.run_folder import the_only_run
 from modeling_spikebert.energy import compare_energy
 from modeling_spikebert.hub import CodeFilesCallback
+from modeling_spikebert.hub.fetching import reach_hub
 
 NUM_ENERGY_SENTENCES = 100
 RECORDED_PACKAGES = ("modeling_spikebert", "torch", "transformers", "datasets", "accelerate", "tokenizers")
@@ -156,6 +157,8 @@ class DataArguments:
 def main() -> None:
     model_args, data_args, args = read_arguments(sys.argv[1:])
     set_seed(args.seed)
+    if args.process_index == 0:
+        reach_hub(model_args.teacher, model_args.model_name_or_path)
 
     if data_args.streaming and args.stage != "general":
         raise ValueError("--streaming is for text without labels: --stage general.")

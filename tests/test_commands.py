@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -120,6 +121,60 @@ def test_help_of_a_command_names_its_options(capsys):
     assert output.startswith("usage: spikebert quickstart")
     for option in ("--teacher", "--train-file", "--validation-file", "--output-dir", "--num-hidden-layers", "--seed"):
         assert option in output
+
+
+# What stops a command
+
+
+def test_ctrl_c_is_one_line_while_a_command_is_still_imported():
+    code = """
+import os, signal, sys
+from modeling_spikebert.commands import COMMANDS, main
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+for name in COMMANDS:
+    try:
+        main([name])
+    except SystemExit as stopped:
+        print(stopped.code.strip())
+"""
+    output = run(sys.executable, "-c", code)
+    assert output.stderr == ""
+    lines = output.stdout.splitlines()
+    assert [line.split(";")[0].rstrip(".") for line in lines] == [f"spikebert {name}: interrupted" for name in COMMANDS]
+
+
+def test_a_hub_that_does_not_answer(inputs, tmp_path):
+    hub = "http://127.0.0.1:9"  # where nobody listens
+    code = f"""
+import time
+from modeling_spikebert.commands import main
+import modeling_spikebert.commands.energy, modeling_spikebert.commands.quickstart
+for arguments in (
+    ["energy", "google-bert/bert-tiny", "--text", "a"],
+    ["energy", {str(inputs.teacher)!r}, "--dataset", "nyu-mll/glue:sst2:train"],
+    ["quickstart", "--teacher", "google-bert/bert-tiny", "--train-file", {str(inputs.train)!r}, "--validation-file",
+     {str(inputs.validation)!r}, "--output-dir", {str(tmp_path / "run")!r}],
+):
+    start = time.perf_counter()
+    try:
+        main(arguments)
+    except SystemExit as stopped:
+        print(time.perf_counter() - start < 8, stopped.code)
+"""
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
+    output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=150)
+    names = ["google-bert/bert-tiny", "nyu-mll/glue", "google-bert/bert-tiny"]
+    assert [line for line in output.stderr.splitlines() if line.startswith("Fetching")] == [
+        f"Fetching {name} from {hub}." for name in names
+    ], output.stderr
+    commands = ["energy", "energy", "quickstart"]
+    for line, command, name in zip(output.stdout.splitlines(), commands, names, strict=True):
+        assert line.startswith(f"True spikebert {command}: {name} is not on this machine, and {hub} does not answer (")
 
 
 # Quickstart: refusals
@@ -462,6 +517,25 @@ def test_energy_pictures_of_chinese_text(quickstart, tmp_path):
 )
 def test_energy_refuses(quickstart, options, expected):
     assert expected in energy(quickstart.folder / "student", *options)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("config.json", {"num_time_steps": 0}, "`num_time_steps` must be at least 1, got 0."),
+        ("config.json", {"hidden_size": 32.5}, "Field 'hidden_size' expected int, got float (value: 32.5)."),
+        ("config.json", {"id2label": [1]}, "'list' object has no attribute 'items'."),
+        ("tokenizer_config.json", [1], "'list' object has no attribute 'get'."),
+    ],
+)
+def test_energy_of_a_damaged_folder(quickstart, tmp_path, file, content, expected):
+    shutil.copytree(quickstart.folder / "student", tmp_path / "model")
+    path = tmp_path / "model" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | content if isinstance(content, dict) else content))
+    message = energy(tmp_path / "model", "--text", "word1")
+    assert message.startswith(
+        f"spikebert energy: {tmp_path / 'model'} cannot be loaded: {expected} Is each of its files"
+    )
 
 
 def test_energy_refuses_what_is_no_encoder(tmp_path):

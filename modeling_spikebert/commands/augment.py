@@ -13,6 +13,7 @@ from ..data import DataError
 from ..data.augmentation import AugmentationSettings, MaskedLanguageModel, augment, sentences_of
 from ..data.streams import open_rows
 from ..data.texts import has_text, read_table, select_columns
+from ..hub.fetching import reach_hub
 from .options import DataclassParser
 
 SHUFFLE_BUFFER_SIZE = 10_000  # texts from which the next one is drawn
@@ -71,6 +72,7 @@ def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
     train = _read(args.train_file, args, {"label": args.label_column})
     _check_labels(train, args)
     validation = None if args.validation_file is None else _read(args.validation_file, args, {})
+    reach_hub(args.masked_lm)
     masked_lm = None if args.masked_lm is None else MaskedLanguageModel(args.masked_lm)
     sentences = None if args.sentences_file is None else _draw_sentences(args.sentences_file, args, settings)
     table, dropped = augment(train, settings, args.num_proc, masked_lm, validation, sentences)

@@ -26,6 +26,7 @@ from ..configuration_spikebert import SpikeBertConfig
 from ..distillation import PROJECTIONS_NAME
 from ..distillation.projections import ATTRIBUTE, FeatureProjections
 from ..hub import model_card
+from ..hub.fetching import loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 from .options import OptionParser
 
@@ -301,7 +302,8 @@ def build(
 
 
 def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    with loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
     if len(tokenizer) != vocab_size:  # as many, for the published code sizes the embeddings by it
         raise ValueError(
             f"--tokenizer {name} has {len(tokenizer)} tokens, but the model has {vocab_size} word embeddings. Pass the "

@@ -26,6 +26,7 @@ from ..energy import (
     EnergyReport,
     measured_energy,
 )
+from ..hub.fetching import loading
 from ..modeling_spikebert import first_position_of
 from .options import OptionParser
 
@@ -101,9 +102,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def load(name: str, **kwargs: Any) -> PreTrainedModel:
     """A model with its classifier, if the checkpoint has one; `kwargs` are those of `from_pretrained`."""
-    architectures = AutoConfig.from_pretrained(name).architectures or [""]
-    classifies = "ForSequenceClassification" in architectures[0]
-    return (AutoModelForSequenceClassification if classifies else AutoModel).from_pretrained(name, **kwargs)
+    with loading(name):
+        architectures = AutoConfig.from_pretrained(name).architectures or [""]
+        classifies = "ForSequenceClassification" in architectures[0]
+        return (AutoModelForSequenceClassification if classifies else AutoModel).from_pretrained(name, **kwargs)
 
 
 def longest_input(max_length: int | None, models: dict[str, PreTrainedModel]) -> int:
@@ -133,7 +135,8 @@ def _sentences(args: argparse.Namespace) -> list[str]:
 def _report(
     model: PreTrainedModel, name: str, sentences: list[str], args: argparse.Namespace, constants: EnergyConstants
 ) -> EnergyReport:
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    with loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
     lengths = [len(ids) for ids in tokenizer(sentences, verbose=False)["input_ids"]]
     cut = sum(length > args.max_length for length in lengths)
     if cut:

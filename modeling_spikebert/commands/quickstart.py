@@ -29,6 +29,7 @@ from ..data.bundled import TEACHER, bundled_teacher, bundled_tweets
 from ..distillation import DistillationTrainer, DistillationTrainingArguments, FiniteLossCallback
 from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
+from ..hub.fetching import loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 from .options import DataclassParser
 
@@ -93,10 +94,11 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     if len(text.validation) < 2:
         raise DataError(f"{args.validation_file}: one sentence is too few to compare models. Add more.")
     teacher_name = args.teacher or bundled_teacher()
-    tokenizer = AutoTokenizer.from_pretrained(teacher_name)
-    teacher = AutoModelForSequenceClassification.from_pretrained(
-        teacher_name, ignore_mismatched_sizes=True, **text.label_maps
-    )
+    with loading(teacher_name):
+        tokenizer = AutoTokenizer.from_pretrained(teacher_name)
+        teacher = AutoModelForSequenceClassification.from_pretrained(
+            teacher_name, ignore_mismatched_sizes=True, **text.label_maps
+        )
     teacher.accepts_loss_kwargs = False  # BERT takes num_items_in_batch and does not use it
     if args.teacher is None:
         teacher.config.name_or_path = TEACHER

@@ -14,6 +14,7 @@ from datasets import load_dataset
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
+from ..hub.fetching import reach_hub
 from .texts import FILE_TYPES, DataError, begins_with_null, has_text
 
 STREAM_TYPES = FILE_TYPES | {".txt": "text"}
@@ -223,6 +224,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
 def open_rows(source: str, text_column: str) -> tuple[datasets.IterableDataset, str]:
     """The rows of a source in the order of its files, and the column of the text in them."""
     files = find_files(source)
+    if not files:
+        reach_hub(source.split(":")[0], repo_type="dataset")
     try:
         if not files:
             *name, split = source.split(":")

@@ -13,6 +13,8 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..hub.fetching import reach_hub
+
 FILE_TYPES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 IGNORED_LABEL = -100  # what torch's cross entropy ignores, and a teacher fills in
 LARGEST_NUMBER = 1e18  # in regression: its square is finite in float32
@@ -193,6 +195,7 @@ def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
             ) from error
     elif ":" in source:
         *name, split = source.split(":")
+        reach_hub(name[0], repo_type="dataset")
         try:
             table = load_dataset(*name, split=split)
         except Exception as error:

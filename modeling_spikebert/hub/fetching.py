@@ -1,0 +1,65 @@
+"""Reading models: what is fetched from the Hub is said before, and what cannot be read is said in one sentence."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+PATIENCE = 10  # seconds for an answer
+
+
+def reach_hub(*names: str | None, repo_type: str = "model") -> None:
+    """For names of models or data sets that will be read, before the first of them is.
+
+    Without an answer of the Hub `from_pretrained` and `load_dataset` go on trying, for about half a minute each.
+
+    Args:
+        names: folders, names on the Hub, or None. Those that are here already, or in the cache, are passed over.
+        repo_type: `"model"` or `"dataset"`.
+
+    Raises:
+        OSError: the Hub does not answer.
+        ValueError: a name is neither a folder nor possible on the Hub.
+    """
+    for name in names:
+        if name is None or Path(name).exists():
+            continue
+        try:
+            snapshot_download(name, repo_type=repo_type, local_files_only=True)
+            continue
+        except HFValidationError as error:
+            raise ValueError(f"{name}: there is no such folder, and it is no name on the Hub. Check it.") from error
+        except LocalEntryNotFoundError:
+            print(f"Fetching {name} from {constants.ENDPOINT}.", file=sys.stderr, flush=True)
+        try:
+            HfApi().repo_info(name, repo_type=repo_type, timeout=PATIENCE)
+        except OSError:
+            pass  # it answers, or must not be asked (HF_HUB_OFFLINE): who fetches says what is wrong
+        except Exception as error:  # of the HTTP library
+            raise OSError(
+                f"{name} is not on this machine, and {constants.ENDPOINT} does not answer ({error}). Check the name, "
+                "or the network."
+            ) from error
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """For reading a model, its config or tokenizer, from a folder or the Hub.
+
+    Raises:
+        OSError: a file is missing, or the Hub does not answer.
+        ValueError: the files are damaged, or do not belong together.
+    """
+    reach_hub(name)
+    try:
+        yield
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # a damaged file makes transformers raise nearly anything
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(
+            f"{name} cannot be loaded: {reason.rstrip('.!')}. Is each of its files whole, and do they belong together?"
+        ) from error
