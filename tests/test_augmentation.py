@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -615,6 +616,34 @@ def test_the_command_refuses_rows_without_label(tmp_path):
     augment(table(ENGLISH), AugmentationSettings("en", copies=1))[0].to_parquet(str(train))
     with pytest.raises(SystemExit, match="rows have no label in 'label', the first is row 5"):
         main(["augment", "--train-file", str(train), "--output-file", str(tmp_path / "x.parquet"), "--language", "en"])
+
+
+def test_the_command_leaves_nothing_on_a_full_disk(tmp_path):
+    words = Random(0)
+    rows = [(" ".join(f"{words.random():.9f}" for _ in range(20)), i % 2) for i in range(200)]
+    train, disk = write_csv(tmp_path / "train.csv", rows), tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size=16k none {shlex.quote(str(disk))}"
+    spikebert = Path(sys.executable).with_name("spikebert")
+    options = ["--train-file", train, "--output-file", disk / "out.parquet", "--language", "en", "--copies", "1"]
+    command = shlex.join(map(str, [spikebert, "augment", *options]))
+    script = f"{mount} || exit 77; {command}; status=$?; ls {shlex.quote(str(disk))}; exit $status"
+    try:
+        output = subprocess.run(
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
+    except FileNotFoundError:
+        pytest.skip("a small disk cannot be mounted here (unshare)")
+    if output.returncode == 77 or output.stderr.startswith("unshare"):
+        pytest.skip("a small disk cannot be mounted here (unshare, tmpfs)")
+    assert (output.returncode, output.stdout) == (1, ""), output.stderr
+    message = output.stderr.splitlines()[-1]
+    assert message.startswith(
+        f"spikebert augment: {disk}/out.parquet could not be written (No space left on device). It"
+    )
 
 
 # Real text

@@ -4,6 +4,7 @@ The teacher labels them."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,9 +78,7 @@ def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
     sentences = None if args.sentences_file is None else _draw_sentences(args.sentences_file, args, settings)
     table, dropped = augment(train, settings, args.num_proc, masked_lm, validation, sentences)
 
-    partial = Path(f"{args.output_file}.partial")  # so that an interrupted run leaves no half file
-    table.to_parquet(str(partial))
-    partial.replace(args.output_file)
+    _write(table, Path(args.output_file))
     counts = Counter(table["kind"])
     width = max(map(len, counts))
     print(f"{args.output_file}: {len(table)} rows")
@@ -88,6 +87,23 @@ def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
     print(f"Dropped: {dropped['duplicates']} duplicates", end="")
     print("." if validation is None else f", {dropped['validation']} that equal a validation sentence.")
     return table
+
+
+def _write(table: Dataset, file: Path) -> None:
+    """Writes the file in full, or leaves nothing behind."""
+    content = BytesIO()
+    table.to_parquet(content)  # in memory: pyarrow 26 ends the process where a disk is full
+    partial = Path(f"{file}.partial")
+    try:
+        partial.write_bytes(content.getbuffer())
+        partial.replace(file)
+    except OSError as error:
+        raise OSError(
+            f"{file} could not be written ({error.strerror}). It takes {content.getbuffer().nbytes / 1e6:.1f} MB: free "
+            "some space, or name another --output-file."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read(source: str, args: AugmentArguments, columns: dict[str, str]) -> Dataset:

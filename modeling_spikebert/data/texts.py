@@ -188,6 +188,8 @@ def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):
                 raise DataError(f"{source}: there are no rows. At least one sentence is needed.") from error
+            if isinstance(cause, OSError) and cause.errno:  # of the disk, as when it is full
+                raise DataError(f"{source}: cannot be read: {cause}.") from error
             line = _damaged_line(source) if suffix == ".jsonl" else None
             raise DataError(
                 f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}"
