@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -616,6 +617,22 @@ def test_the_command_refuses_rows_without_label(tmp_path):
     augment(table(ENGLISH), AugmentationSettings("en", copies=1))[0].to_parquet(str(train))
     with pytest.raises(SystemExit, match="rows have no label in 'label', the first is row 5"):
         main(["augment", "--train-file", str(train), "--output-file", str(tmp_path / "x.parquet"), "--language", "en"])
+
+
+def test_ctrl_c_is_one_line_with_several_processes(tmp_path):
+    train = write_csv(tmp_path / "train.csv", [(ENGLISH[i % 4] * 40, i % 2) for i in range(4000)])
+    options = ["--train-file", train, "--output-file", tmp_path / "x.parquet", "--language", "en", "--num-proc", "2"]
+    command = [Path(sys.executable).with_name("spikebert"), "augment", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    shown = ""
+    while "(num_proc=2):" not in shown and (character := process.stderr.read(1)):
+        shown += character
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, rest = process.communicate(timeout=100)
+    assert "Traceback" not in rest
+    assert process.returncode == 1
+    assert rest.endswith("\nspikebert augment: interrupted; nothing was written.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]
 
 
 def test_the_command_leaves_nothing_on_a_full_disk(tmp_path):

@@ -2,6 +2,8 @@
 
 The teacher labels them."""
 
+import os
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -65,7 +67,10 @@ def main(arguments: list[str]) -> None:
     parser = DataclassParser(
         cast(Any, (AugmentArguments, AugmentationSettings)), prog="spikebert augment", description=__doc__
     )
-    run(*parser.parse_args_into_dataclasses(arguments))
+    args, settings = parser.parse_args_into_dataclasses(arguments)
+    if args.num_proc > 1:  # on Ctrl-C this process ends the others, which need not say anything
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    run(args, settings)
 
 
 def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:

@@ -16,16 +16,21 @@ def exits(program: str, interrupted: str = "interrupted.") -> Iterator[None]:
     """
     try:
         yield
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"{program}: {one_line(error)}")
-    except KeyboardInterrupt:
-        sys.exit(f"\n{program}: {interrupted}")
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if was_interrupted(error):
+            sys.exit(f"\n{program}: {interrupted}")
+        if isinstance(error, FloatingPointError | ImportError | OSError | ValueError):
+            sys.exit(f"{program}: {one_line(error)}")
         from huggingface_hub.errors import StrictDataclassError  # only now: `spikebert --help` does not wait for it
 
-        if not isinstance(error, StrictDataclassError):
-            raise
-        sys.exit(f"{program}: the config of the model is not valid: {one_line(error.__cause__ or error)}")
+        if isinstance(error, StrictDataclassError):
+            sys.exit(f"{program}: the config of the model is not valid: {one_line(error.__cause__ or error)}")
+        raise
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """By Ctrl-C, also if something else failed then, as a pool of processes does."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or was_interrupted(error.__context__))
 
 
 def one_line(error: BaseException) -> str:

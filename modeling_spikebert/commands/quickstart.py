@@ -342,7 +342,8 @@ def _write_card(
 
 
 CLASSIFY = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the process that started this one says so
 from transformers import logging, pipeline
 logging.set_verbosity_error()
 logging.disable_progress_bar()
