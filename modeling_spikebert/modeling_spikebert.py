@@ -317,6 +317,12 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except Exception as error:
+            if kwargs.get("quantization_config") is not None and "is quantized with" in str(error):
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} is quantized already: load it without quantization_config. If "
+                    "only its file is int8, it is then a float model; save that in a folder of its own, and "
+                    "quantization_config works there."
+                ) from error
             if type(error).__name__ != "SafetensorError":  # by name: these files import torch and transformers only
                 raise
             raise OSError(  # read before `_load_pretrained_model`, for the dtype that the config lacks

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import CODE_FILES
 from huggingface_hub import ModelCard
 
 import modeling_spikebert
+from modeling_spikebert import SpikeBertForSequenceClassification
 
 CHECKPOINTS = Path(__file__).parent.parent / "examples" / "checkpoints"
 FOLDERS = sorted(CHECKPOINTS.iterdir())
@@ -40,6 +42,16 @@ def test_cards_say_what_it_is(folder):
     for section in ("## Use", "## Energy", "## Training", "## Data", "## Limits"):
         assert section in card.content
     assert "examples/recipes/" in card.content
+
+
+def test_asking_for_int8_says_that_the_file_is_int8_and_what_to_do(tmp_path):
+    folder = CHECKPOINTS / "spikebert-6x384-sst2"
+    int8 = {"quantization_config": {"quant_method": "spikebert_int8"}}
+    with pytest.raises(ValueError, match=r"sst2 is quantized already: load it without quantization_config"):
+        SpikeBertForSequenceClassification.from_pretrained(folder, **int8)
+    SpikeBertForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path)
+    model = SpikeBertForSequenceClassification.from_pretrained(tmp_path, **int8)
+    assert model.spikebert.encoder.layer[0].mlp.output.weight.dtype == torch.int8
 
 
 CLASSIFY = """
