@@ -1,0 +1,247 @@
+"""The commands and the code of the documentation, read from its pages and run as they stand.
+
+A page's blocks run in order in a folder of its own, which holds what a user brings (files, models of the Hub: tiny).
+Commands get options behind their own that make them short. The first command of each kind is a process, as in a
+terminal; the others run in this one, which has its imports behind it.
+"""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from configparser import ConfigParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, config
+from datasets.packaged_modules.parquet.parquet import Parquet
+from helpers import CODE_FILES, make_neurons_fire
+from huggingface_hub import constants
+from local_hub import LocalHub
+from published_model import PublishedSpikeBert
+from tiny_training import BERT_SIZES, VOCABULARY, tiny_text
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+)
+
+from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert.commands import main as spikebert
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# Page and first line of the blocks that are not run, and why.
+NOT_RUN = {
+    ("README.md", 'pip install -c constraints.txt -e ".[quickstart,test]"'): "it is this suite",
+    ("docs/training.md", "accelerate launch --config_file"): "needs GPUs; test_scale.py starts two CPU processes",
+    ("docs/performance.md", "python examples/benchmarks/inference.py"): "minutes; test_benchmarks.py runs it small",
+    ("docs/performance.md", "python examples/benchmarks/sparse.py"): "minutes; test_benchmarks.py runs it small",
+}
+# What makes a command short, behind its own options.
+SHORT = {
+    "pip install": None,  # not run
+    "spikebert quickstart": "--teacher google-bert/bert-base-uncased --num-hidden-layers 1 --batch-size 4 "
+    "--teacher-steps 2 --general-steps 2 --task-steps 2",
+    "spikebert energy": "",
+    "spikebert augment": "",
+    "spikebert convert": "",
+    "python examples/run_distillation.py": "--max_steps 2 --per_device_train_batch_size 4 --use_cpu --disable_tqdm 1",
+    "hf upload": "",
+}
+FIRST_IN_A_PROCESS = {"spikebert quickstart", "python examples/run_distillation.py"}
+# Files that a page's last readers find.
+LEFT_BEHIND = {
+    "README.md": ["energy.json", "pictures/spike_raster.png", "runs/own/student", "runs/int8", "runs/student"],
+    "docs/energy.md": [],
+    "docs/training.md": ["runs/student/model.safetensors", "runs/published/model.safetensors"],
+}
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning",  # the reader of csv files leaves one open that is not read to its end
+    "ignore:'pin_memory' argument is set as true:UserWarning",  # the trainer's default, where there is no GPU
+)
+
+
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """Language and content of each block."""
+    return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+
+
+def is_run(page: str, language: str, block: str) -> bool:
+    return language != "" and not any(where == page and block.startswith(start) for where, start in NOT_RUN)
+
+
+def commands_of(block: str) -> list[list[str]]:
+    """The words of each command; comments are left out."""
+    lines = block.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [shlex.split(part) for line in words if line for part in shlex.join(line).split(" '&&' ")]
+
+
+RUN = {page: [block for block in blocks_of(page) if is_run(page, *block)] for page in PAGES}
+RUN = {page: blocks for page, blocks in RUN.items() if blocks}
+
+
+# What a user has
+
+
+@pytest.fixture(scope="module")
+def hub_cache():
+    """The cache of the Hub's client, with a tiny model in place of each that the pages name, and SST-2."""
+    tokenizer = BertTokenizerFast(vocab={token: i for i, token in enumerate(VOCABULARY)})
+    bert = BertForSequenceClassification(BertConfig(**BERT_SIZES | {"max_position_embeddings": 128}))
+    cache, sha = Path(constants.HF_HUB_CACHE), "0" * 40
+    made = []
+    for name in ("bert-base-uncased", "bert-base-cased"):
+        made.append(cache / f"models--google-bert--{name}")
+        (made[-1] / "refs").mkdir(parents=True)
+        (made[-1] / "refs" / "main").write_text(sha)
+        for part in (tokenizer, bert):
+            part.save_pretrained(made[-1] / "snapshots" / sha)
+    made.append(Path(config.HF_DATASETS_CACHE) / "nyu-mll___glue")
+    cache_dataset(made[-1] / "sst2" / "0.0.0" / sha, "glue", "sst2")
+    yield
+    for folder in made:
+        shutil.rmtree(folder)
+
+
+def cache_dataset(folder: Path, name: str, part: str) -> None:
+    """Writes what `datasets` keeps of a data set that it has loaded once."""
+    rows = Dataset.from_dict({"sentence": [sentence(i) for i in range(16)], "label": [i % 2 for i in range(16)]})
+    with TemporaryDirectory() as source:
+        files = {split: f"{source}/{split}.parquet" for split in ("train", "validation")}
+        for file in files.values():
+            rows.to_parquet(file)
+        Parquet(source, dataset_name=name, config_name=part, data_files=files).download_and_prepare(str(folder))
+
+
+def sentence(i: int) -> str:
+    return " ".join(f"word{(7 * i + j) % 59}" for j in range(3 + i % 6))
+
+
+@pytest.fixture
+def folder(hub_cache, tmp_path, monkeypatch) -> Path:
+    """A clone of the repository with the user's files, the current folder."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name in ("train.csv", "validation.csv", "reviews.csv"):
+        rows = [f"{sentence(i)},{('good', 'bad')[i % 2]}" for i in range(16)]
+        (tmp_path / name).write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "text").mkdir()
+    Dataset.from_dict({"text": [sentence(i) for i in range(40)]}).to_parquet(tmp_path / "text" / "0.parquet")
+    published = PublishedSpikeBert(len(VOCABULARY), 32, 12, num_labels=2, steps=4, tau=2.0)
+    make_neurons_fire(published)
+    torch.save(published.state_dict(), tmp_path / "sst2_epoch9")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names_before(page: str) -> dict[str, Any]:
+    """What the code of a page takes as given."""
+    bert = "google-bert/bert-base-uncased"
+    if page == "README.md":
+        teacher = BertForSequenceClassification.from_pretrained(bert)
+        rows = {"train": tiny_text(labels=lambda i: i % 2), "validation": tiny_text(6, 1, labels=lambda i: i % 2)}
+        return {"teacher": teacher, "tokenizer": AutoTokenizer.from_pretrained(bert), **rows}
+    if page == "docs/energy.md":
+        model = SpikeBertForSequenceClassification.from_teacher(BertForSequenceClassification.from_pretrained(bert))
+        return {"model": model, "tokenizer": AutoTokenizer.from_pretrained(bert), "sentences": ["word1", "word2 word3"]}
+    return {}
+
+
+# Running
+
+
+class Reader:
+    """Does what a page says, in the current folder."""
+
+    def __init__(self, page: str, started: set[str], hub: LocalHub):
+        self.names = names_before(page)
+        self.started, self.hub = started, hub
+
+    def read(self, language: str, block: str) -> None:
+        if language == "python":
+            exec(compile(block, "block", "exec"), self.names)
+        elif language == "yaml":  # the recipe that the page starts by this name
+            Path("recipe.yaml").write_text(block)
+            self.follow(["python", "examples/run_distillation.py", "recipe.yaml"])
+        else:
+            for words in commands_of(block):
+                self.follow(words)
+
+    def follow(self, words: list[str]) -> None:
+        """Runs one command, short."""
+        kind = " ".join(words[:2])
+        assert kind in SHORT, f"SHORT has no options for: {shlex.join(words)}"
+        if SHORT[kind] is None:
+            return
+        program, *arguments = words + shlex.split(SHORT[kind])
+        if program == "hf":
+            start(sys.executable, "-m", "huggingface_hub.cli.hf", *arguments, env=self.hub.environment(Path("home")))
+        elif kind in FIRST_IN_A_PROCESS - self.started:
+            self.started.add(kind)
+            start(Path(sys.executable).with_name(program), *arguments, env=os.environ)
+        elif program == "spikebert":
+            spikebert(arguments)
+        else:
+            threads = torch.get_num_threads()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", arguments)
+                runpy.run_path(arguments[0], run_name="__main__")
+            torch.set_num_threads(threads)
+
+
+def start(*command: str | Path, env: Mapping[str, str]) -> None:
+    env = {**env, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    output = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert output.returncode == 0, output.stdout + output.stderr
+
+
+@pytest.fixture(scope="module")
+def started() -> set[str]:
+    """Kinds of commands that had a process of their own."""
+    return set()
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_page_does_what_it_says(page, folder, started):
+    with LocalHub() as hub:
+        reader = Reader(page, started, hub)
+        for language, block in RUN[page]:
+            reader.read(language, block)
+        assert [name for name in LEFT_BEHIND[page] if not (folder / name).exists()] == []
+        if page == "docs/training.md":
+            pushed = hub.commits("user/name")[-1].files
+            assert pushed.keys() >= CODE_FILES | {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+            assert not any(name.startswith("checkpoint-") for name in pushed)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_language_that_is_run(page):
+    """One without a language shows files or what a command prints."""
+    for language, block in blocks_of(page):
+        assert language in ("", "bash", "python", "yaml")
+        assert language or not re.match(r"(\$ )?(accelerate|hf|pip|python|spikebert) ", block), block
+
+
+def test_blocks_that_are_not_run_are_there():
+    for page, start in NOT_RUN:
+        assert sum(block.startswith(start) for _, block in blocks_of(page)) == 1, start
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_extras_that_are_installed_exist(page):
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    named = re.findall(r"\.\[([\w,]+)\]", (ROOT / page).read_text(encoding="utf-8"))
+    assert {extra for extras in named for extra in extras.split(",")} <= setup["options.extras_require"].keys()
