@@ -4,6 +4,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from modeling_spikebert.data.augmentation import AugmentationSettings
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+HEADER = ("| option | default | |", "|---|---|---|")
+
 
 def rows(dashes: bool, *classes: Any) -> Iterator[str]:
     """The lines of a table of options, from the help texts of the command line."""
-    yield from ("| option | default | |", "|---|---|---|")
     inherited = {field.name for field in fields(TrainingArguments)}
     for cls in classes:
         for field in fields(cls):
@@ -39,9 +41,15 @@ def tables() -> dict[str, list[str]]:
     script = runpy.run_path(str(ROOT / "examples" / "run_distillation.py"))
     own = (script["ModelArguments"], script["DataArguments"], DistillationTrainingArguments)
     return {
-        "run_distillation.py": list(rows(False, *own)),
-        "spikebert augment": list(rows(True, AugmentArguments, AugmentationSettings)),
+        "run_distillation.py": [*HEADER, *rows(False, *own)],
+        "spikebert augment": [*HEADER, *rows(True, AugmentArguments, AugmentationSettings)],
     }
+
+
+def tables_of(text: str) -> list[list[str]]:
+    """The lines of each table of a page."""
+    groups = groupby(text.splitlines(), lambda line: line.startswith("|"))
+    return [list(lines) for is_table, lines in groups if is_table]
 
 
 @pytest.mark.parametrize("command", ["run_distillation.py", "spikebert augment"])
@@ -49,7 +57,17 @@ def test_every_option_is_in_the_guide(command):
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     expected = tables()[command]
     assert len(expected) > 10
-    assert [row for row in expected if row not in text.splitlines()] == []
+    (table,) = (table for table in tables_of(text) if expected[2] in table)
+    assert table == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_have_one_header(page):
+    """The line of dashes is the second of its table, and as wide as each row."""
+    for table in tables_of(page.read_text(encoding="utf-8")):
+        dashes = [i for i, line in enumerate(table) if re.fullmatch(r"[|: -]+", line) and "-" in line]
+        assert dashes == [1], table[:4]
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {table[1].count("|")}, table[0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
