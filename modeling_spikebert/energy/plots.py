@@ -32,7 +32,8 @@ def plot_raster(
 ) -> Path:
     """Spikes into the MLP of one block while it reads a sentence: tokens across, neurons up, a panel a time step.
 
-    With the spike shortcut this is the sum of spikes, and darker means more. A sentence is cut at 64 tokens.
+    `block` is an index, as of a list; the picture counts from 1. With the spike shortcut this is the sum of spikes, and
+    darker means more. A sentence is cut at 64 tokens.
     """
     encoded = tokenizer(sentence, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
     seen: list[torch.Tensor] = []
@@ -63,8 +64,9 @@ def plot_raster(
             axis.set(title=f"time step {t + 1}")
             axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
         axes[0].set_ylabel("neuron")
-        number = range(model.config.num_hidden_layers)[block]
-        figure.suptitle(f"Spikes into layer.{number}.mlp: {100 * (spikes != 0).float().mean():.1f} % are not 0")
+        number = 1 + range(model.config.num_hidden_layers)[block]
+        share = 100 * (spikes != 0).float().mean()
+        figure.suptitle(f"Spikes into the MLP of block {number}: {share:.1f} % are not 0")
         if spikes.max() > 1:
             figure.colorbar(image, ax=axes, label="spikes")
         return _save(figure, file)
@@ -76,10 +78,9 @@ def _firing_rates(report: EnergyReport, file: Path) -> Path:
     figure = Figure(figsize=(3.5 + 0.8 * report.num_time_steps, 1.5 + 0.22 * len(neurons)), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(rates.numpy(), aspect="auto", cmap="viridis", vmin=0)
-    names = [re.sub(r"^.*?\blayer\.(\d+)\.(.*?)_neuron$", r"\1 \2", layer.name) for layer in neurons]
-    axis.set(xlabel="time step", title="Firing rate of each layer of neurons")
+    axis.set(xlabel="time step", title="Firing rate of each layer of neurons, by block")
     axis.set_xticks(range(report.num_time_steps), [str(t + 1) for t in range(report.num_time_steps)])
-    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_yticks(range(len(neurons)), [_shown(layer.name) for layer in neurons], fontsize=7)
     if rates.numel() <= 400:
         for row, column in torch.cartesian_prod(torch.arange(len(rates)), torch.arange(rates.shape[1])).tolist():
             value = rates[row, column].item()
@@ -118,6 +119,11 @@ def _comparison(student: EnergyReport, teacher: EnergyReport, file: Path) -> Pat
     axis.set_xticks(range(3), ["published", "strict", "memory traffic"])
     axis.legend()
     return _save(figure, file)
+
+
+def _shown(name: str) -> str:
+    """The name of a layer of neurons in a picture: blocks count from 1, as in the log and in layer maps."""
+    return re.sub(r"^.*?\blayer\.(\d+)\.(.*?)_neuron$", lambda match: f"{int(match[1]) + 1} {match[2]}", name)
 
 
 def _characters(families: list[str]) -> set[str]:
