@@ -1,7 +1,8 @@
 """Turns a run into a folder to be given away, laid out like a repository on the Hub: int8 files, code, tokenizer, card.
 
     python examples/release.py --run runs/sst2/longer --folder release --teacher runs/sst2/teacher \
-        --validation_file data/sst2/validation.parquet --labels negative positive --dataset stanfordnlp/sst2
+        --validation_file data/sst2/validation.parquet --labels negative positive --dataset stanfordnlp/sst2 \
+        --license apache-2.0
 
 What the card says is measured on what lies in the folder, loaded as its users load it. `SHA256SUMS` is for
 `sha256sum --check`.
@@ -46,6 +47,7 @@ class ReleaseArguments:
     base_model: str | None = field(default=None, metadata={"help": "Hub id of what the teacher was made from."})
     dataset: str | None = field(default=None, metadata={"help": "Hub id of the data set, for the card."})
     language: str = field(default="en", metadata={"help": "For the card."})
+    license: str | None = field(default=None, metadata={"help": "For the card, such as apache-2.0."})
     notes: str | None = field(default=None, metadata={"help": "Markdown file that ends the card."})
     max_length: int = field(default=64, metadata={"help": "Longest sentence, in tokens."})
     max_shard_size: str = field(default="15MB", metadata={"help": "Largest file of weights."})
@@ -107,6 +109,7 @@ def make_card(
         model,
         folder.resolve().name,
         language=args.language,
+        license=args.license,
         base_model=args.base_model,
         dataset=args.dataset,
         dataset_name=None if args.dataset else Path(args.validation_file).name,

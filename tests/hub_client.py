@@ -86,7 +86,9 @@ def push(args: argparse.Namespace) -> dict:
     with torch.no_grad():
         model.classifier.weight.neg_()
     model.push_to_hub(args.repo, commit_message="second version")
-    model_card(model, args.repo, base_model="user/teacher", metrics={"accuracy": 0.5}).push_to_hub(args.repo)
+    model_card(model, args.repo, base_model="user/teacher", license="mit", metrics={"accuracy": 0.5}).push_to_hub(
+        args.repo
+    )
     return result
 
 

@@ -20,6 +20,7 @@ from local_hub import LocalHub
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast
 
 from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert.hub import model_card
 
 MODEL_FILES = {"config.json", "model.safetensors"}
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
@@ -187,7 +188,7 @@ def test_repository_holds_weights_code_tokenizer_and_card(hub, push_result):
 
 def test_repository_keeps_the_card(hub, push_result):
     card = ModelCard(hub.commits(REPO)[-1].files["README.md"].decode())
-    assert card.data.license == "apache-2.0"
+    assert card.data.license == "mit"
     assert card.data.base_model == "user/teacher"
     assert card.data.eval_results[0].metric_value == 0.5
 
@@ -209,6 +210,12 @@ def test_repository_model_saves_and_loads_again(hub_pull_result, second_logits):
 def test_repository_pinned_revision_gives_the_earlier_model(pinned_result, logits, second_logits):
     assert logits != second_logits
     assert pinned_result["logits"] == logits
+
+
+def test_card_claims_no_license_of_its_own(model):
+    card = model_card(model, "student")
+    assert card.data.license is None
+    assert "license" not in str(card).lower()  # the Hub checks the field when it is there, and only then
 
 
 # The Trainer's own pushes

@@ -370,6 +370,7 @@ def test_a_run_becomes_a_folder_to_give_away(folder, tmp_path, monkeypatch, caps
         "validation_file": folder / "validation.parquet",
         "max_length": 12,
         "max_shard_size": "20KB",
+        "license": "mit",
         "notes": tmp_path / "notes.md",
     }
     (tmp_path / "notes.md").write_text("## Data\n\nOf no one.\n")
@@ -393,6 +394,7 @@ def test_a_run_becomes_a_folder_to_give_away(folder, tmp_path, monkeypatch, caps
     right = sum(names[label] == expected for label, expected in zip(predicted, text["label"][:], strict=True))
     card = ModelCard.load(tmp_path / "release" / "README.md")
     assert card.data.eval_results[0].metric_value == pytest.approx(right / len(text), abs=1e-4)
+    assert card.data.license == "mit"
     assert f"| {right / len(text):.4f} |" in printed
     assert card.content.rstrip().endswith("Of no one.")
     assert "sentences of validation.parquet" in card.content

@@ -77,7 +77,7 @@ def model_card(
     *,
     repository: str | None = None,
     language: str | None = None,
-    license: str | None = "apache-2.0",
+    license: str | None = None,
     base_model: str | None = None,
     dataset: str | None = None,
     dataset_name: str | None = None,
@@ -95,7 +95,7 @@ def model_card(
         name: its title.
         repository: its id on the Hub, if it goes there.
         language: code such as `en`.
-        license: identifier.
+        license: identifier, from who may say it: it depends on the teacher and on the training data.
         base_model: the teacher's Hub id.
         dataset: Hub id of the data set, if it is there.
         dataset_name: its plain name.
@@ -156,7 +156,7 @@ def write_model_card(
     base_model: str | None = None,
     model_name: str | None = None,
     language: str | None = None,
-    license: str | None = "apache-2.0",
+    license: str | None = None,
     tags: str | list[str] | None = None,
     dataset_tags: str | list[str] | None = None,
     dataset: str | list[str] | None = None,
