@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from configparser import ConfigParser
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -84,9 +85,8 @@ def is_run(page: str, language: str, block: str) -> bool:
 
 def commands_of(block: str) -> list[list[str]]:
     """The words of each command; comments are left out."""
-    lines = block.replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [shlex.split(part) for line in words if line for part in shlex.join(line).split(" '&&' ")]
+    lines = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+    return [list(words) for line in lines for joins, words in groupby(line, "&&".__eq__) if not joins]
 
 
 RUN = {page: [block for block in blocks_of(page) if is_run(page, *block)] for page in PAGES}
