@@ -49,23 +49,26 @@ def scores_of(classifier) -> list[list[float]]:
 
 
 def pull(args: argparse.Namespace) -> dict:
-    """Loads a checkpoint in every way that its card promises, and saves it again."""
-    options = {"trust_remote_code": True, "revision": args.revision}
-    tokenizer = AutoTokenizer.from_pretrained(args.source, **options)
-    model = AutoModelForSequenceClassification.from_pretrained(args.source, **options)
+    """Loads a checkpoint in every way that its card promises, and saves it again; then revisions of repositories."""
+    tokenizer = AutoTokenizer.from_pretrained(args.source, trust_remote_code=True)
+    model = AutoModelForSequenceClassification.from_pretrained(args.source, trust_remote_code=True)
+    base_model = AutoModel.from_pretrained(args.source, trust_remote_code=True)
+    model.save_pretrained(args.save_to)
+    again = AutoModelForSequenceClassification.from_pretrained(args.save_to, trust_remote_code=True)
     result = {
         "transformers_module": type(model).__module__.split(".")[0],
-        "model_type": AutoConfig.from_pretrained(args.source, **options).model_type,
+        "model_type": AutoConfig.from_pretrained(args.source, trust_remote_code=True).model_type,
         "logits": logits_of(model, tokenizer),
+        "states": states_of(base_model, tokenizer),
+        "pipeline": scores_of(pipeline("text-classification", model=args.source, trust_remote_code=True)),
+        "logits_saved_again": logits_of(again, tokenizer),
+        "pinned": [],
     }
-    if args.revision == "main":
-        base_model = AutoModel.from_pretrained(args.source, **options)
-        classifier = pipeline("text-classification", model=args.source, trust_remote_code=True)
-        result |= {"states": states_of(base_model, tokenizer), "pipeline": scores_of(classifier)}
-    if args.save_to:
-        model.save_pretrained(args.save_to)
-        again = AutoModelForSequenceClassification.from_pretrained(args.save_to, trust_remote_code=True)
-        result["logits_saved_again"] = logits_of(again, tokenizer)
+    for pinned in args.pinned:
+        repo, revision = pinned.split("@")
+        options = {"trust_remote_code": True, "revision": revision}
+        model = AutoModelForSequenceClassification.from_pretrained(repo, **options)
+        result["pinned"].append(logits_of(model, AutoTokenizer.from_pretrained(repo, **options)))
     return result
 
 
@@ -134,7 +137,7 @@ def main() -> None:
     parser.add_argument("step", choices=["pull", "push", "train"])
     parser.add_argument("source", help="folder or repository")
     parser.add_argument("--repo", help="repository to push to")
-    parser.add_argument("--revision", default="main")
+    parser.add_argument("--pinned", nargs="*", default=[], metavar="REPO@COMMIT", help="revisions to load as well")
     parser.add_argument("--save-to", help="folder to write")
     args = parser.parse_args()
     warnings.simplefilter("error")

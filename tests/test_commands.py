@@ -581,17 +581,17 @@ def examples(inputs, tmp_path_factory) -> Path:
     labelled = common | {"train_file": inputs.train, "validation_file": inputs.validation, "max_steps": 3}
     task = labelled | {"stage": "task", "teacher": inputs.teacher, "model_name_or_path": "stage1"}
     script = ROOT / "examples" / "run_distillation.py"
-    for options in (
-        ["recipe.yaml"],
-        flags(**task, output_dir="student", save_steps=2),
-        flags(**task, output_dir="resumed", resume_from_checkpoint="student/checkpoint-2"),
-    ):
-        output = run(sys.executable, script, *options, folder=folder)
-        assert output.returncode == 0, output.stdout + output.stderr
-    tuning = flags(**labelled, model_name_or_path=folder / "student", output_dir=folder / "tuned")
+    output = run(sys.executable, script, "recipe.yaml", folder=folder)
+    assert output.returncode == 0, output.stdout + output.stderr
     with pytest.MonkeyPatch.context() as patch:  # in this process, which has its imports behind it
-        patch.setattr(sys, "argv", [str(script), *tuning])
-        runpy.run_path(str(script), run_name="__main__")
+        patch.chdir(folder)
+        for options in (
+            flags(**task, output_dir="student", save_steps=2),
+            flags(**task, output_dir="resumed", resume_from_checkpoint="student/checkpoint-2"),
+            flags(**labelled, model_name_or_path="student", output_dir="tuned"),
+        ):
+            patch.setattr(sys, "argv", [str(script), *options])
+            runpy.run_path(str(script), run_name="__main__")
     return folder
 
 

@@ -136,6 +136,7 @@ def test_loss_is_that_of_the_early_scores():
     torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, labels))
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_threshold_is_saved_and_can_be_given_when_loading(tmp_path):
     model = unsure_classifier(exit_threshold=0.9)
     model.save_pretrained(tmp_path)

@@ -148,16 +148,12 @@ def commits(push_result, hub):
 
 
 @pytest.fixture(scope="module")
-def hub_pull_result(push_result, hub, tmp_path_factory):
+def hub_pull_result(commits, first_save, hub, tmp_path_factory):
+    """The newest version, then an earlier one, then the first that the Trainer pushed."""
     saved_again = tmp_path_factory.mktemp("saved_again")
     environment = hub.environment(tmp_path_factory.mktemp("home"))
-    return run_client(environment, "pull", REPO, "--save-to", saved_again)
-
-
-@pytest.fixture(scope="module")
-def pinned_result(commits, hub, tmp_path_factory):
-    environment = hub.environment(tmp_path_factory.mktemp("home"))
-    return run_client(environment, "pull", REPO, "--revision", commits["tokenizer"].sha)
+    pinned = (f"{REPO}@{commits['tokenizer'].sha}", f"{TRAINED_REPO}@{first_save.sha}")
+    return run_client(environment, "pull", REPO, "--save-to", saved_again, "--pinned", *pinned)
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +203,9 @@ def test_repository_model_saves_and_loads_again(hub_pull_result, second_logits):
     assert hub_pull_result["logits_saved_again"] == second_logits
 
 
-def test_repository_pinned_revision_gives_the_earlier_model(pinned_result, logits, second_logits):
+def test_repository_pinned_revision_gives_the_earlier_model(hub_pull_result, logits, second_logits):
     assert logits != second_logits
-    assert pinned_result["logits"] == logits
+    assert hub_pull_result["pinned"][0] == logits
 
 
 def test_card_claims_no_license_of_its_own(model):
@@ -239,9 +235,8 @@ def test_trainer_first_save_brings_the_code(first_save):
     assert json.loads(first_save.files["config.json"])["auto_map"] == AUTO_MAP
 
 
-def test_trainer_first_save_loads_without_the_package(first_save, hub, tmp_path):
-    result = run_client(hub.environment(tmp_path), "pull", TRAINED_REPO, "--revision", first_save.sha)
-    assert torch.tensor(result["logits"]).isfinite().all()
+def test_trainer_first_save_loads_without_the_package(hub_pull_result):
+    assert torch.tensor(hub_pull_result["pinned"][1]).isfinite().all()
 
 
 def test_trainer_last_push_is_the_trained_student(train_result, hub, tmp_path):

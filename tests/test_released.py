@@ -63,10 +63,12 @@ print([row["label"] for row in classify(sys.argv[2:])])
 """
 
 
-@pytest.mark.parametrize("name", ["spikebert-6x384-sst2", "模型"])
-def test_the_first_lines_of_the_readme(name, tmp_path):
-    """In a process of its own, as a new user, in a folder of any name. The sentences are made up."""
-    folder = tmp_path / name
+def test_the_first_lines_of_the_readme(tmp_path):
+    """In a process of its own, as a new user, in a folder of any name. The sentences are made up.
+
+    `test_documented_commands.py` runs these lines as they stand.
+    """
+    folder = tmp_path / "模型"
     folder.symlink_to(CHECKPOINTS / "spikebert-6x384-sst2")
     sentences = {
         "A wonderful film, funny and moving.": "positive",
