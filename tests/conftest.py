@@ -8,8 +8,18 @@ os.environ |= {"HF_HOME": _cache.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TE
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from modeling_spikebert.energy import measure_cost  # noqa: E402
+
 # Tiny tensors are many times faster on one thread, and pytest-xdist brings the processes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_measurements():
+    """Each command and script that ends with energies measures two models for a second each; here for a hundredth."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_cost, "__defaults__", (0.01,))
+        yield
 
 
 @pytest.fixture
