@@ -16,6 +16,20 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_spikebert.SpikeBertForSequenceClassification",
 }
 
+# Far above any model that was ever built: a size beyond is a mistake, on which building would hang or run out of memory
+# without a word.
+LARGEST = {
+    "vocab_size": 10_000_000,
+    "hidden_size": 100_000,
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 100_000,
+    "intermediate_size": 1_000_000,
+    "max_position_embeddings": 10_000_000,
+    "type_vocab_size": 100_000,
+    "num_time_steps": 10_000,
+    "num_labels": 1_000_000,
+}
+
 
 @strict
 class SpikeBertConfig(PreTrainedConfig):
@@ -95,6 +109,7 @@ class SpikeBertConfig(PreTrainedConfig):
     implementation: Literal["auto", "fused", "plain"] = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_size("num_labels", kwargs.get("num_labels"))  # before a name is made up for each
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {str(name): i for i, name in enumerate(self.id2label.values())}
@@ -119,25 +134,13 @@ class SpikeBertConfig(PreTrainedConfig):
         return cls(**(published | overrides))
 
     def validate_sizes(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "num_time_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not self.num_labels:
-            raise ValueError("`num_labels` must be at least 1, got 0.")
-        if sorted(self.id2label or ()) != list(range(self.num_labels)):
-            raise ValueError(f"`id2label` must have the keys 0 to {self.num_labels - 1}, got {self.id2label}.")
-        if sorted((self.label2id or {}).values()) != list(range(self.num_labels)):
+        for name in LARGEST:
+            check_size(name, getattr(self, name))
+        classes = list(range(self.num_labels or 0))
+        if sorted(self.id2label or ()) != classes:
+            raise ValueError(f"`id2label` must have the keys 0 to {len(classes) - 1}, got {self.id2label}.")
+        if sorted((self.label2id or {}).values()) != classes:
             raise ValueError(f"`label2id` must name the labels of `id2label`, {self.id2label}, got {self.label2id}.")
-        if self.type_vocab_size < 0:
-            raise ValueError(f"`type_vocab_size` must not be negative, got {self.type_vocab_size}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must divide `hidden_size` ({self.hidden_size})."
@@ -186,6 +189,16 @@ class SpikeBertConfig(PreTrainedConfig):
         for name in ("initializer_range", "embedding_initializer_range", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+
+
+def check_size(name: str, size: Any) -> None:
+    if not isinstance(size, int):
+        return  # absent, or refused by its type
+    smallest = 0 if name == "type_vocab_size" else 1
+    if size < smallest:
+        raise ValueError(f"`{name}` must be at least {smallest}, got {size}.")
+    if size > LARGEST[name]:
+        raise ValueError(f"`{name}` must be at most {LARGEST[name]:,}, got {size:,}. Correct it in the config.")
 
 
 __all__ = ["SpikeBertConfig"]

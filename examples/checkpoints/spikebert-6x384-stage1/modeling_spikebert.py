@@ -24,12 +24,18 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from .configuration_spikebert import SpikeBertConfig
 from .early_exit_spikebert import first_confident, step_until_confident
 from .fused_spikebert import Tokens, fused_layer, has_hooks, pack_tokens, takes_fused_path, unpack_tokens
+from .loading_spikebert import check_headers, check_loaded
 from .neurons_spikebert import SURROGATES, lif
 
 logger = logging.get_logger(__name__)
 
 # What a block's synapses see, in the order of `firing_rates`: the inputs of its Linears and attention products.
 FIRING_RATE_NAMES = ("attention_input", "query", "key", "value", "context", "mlp_input", "intermediate")
+
+# What `forward` takes. Of each, errors advise the first.
+ID_TYPES = (torch.int64, torch.int32)
+FLOAT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+NUMBER_TYPES = (*ID_TYPES, *FLOAT_TYPES, torch.bool, torch.uint8, torch.int8, torch.int16)
 
 
 @dataclass
@@ -116,7 +122,14 @@ class SpikeBertEmbeddings(nn.Module):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # [B, L, D]
+        weight: Any = self.word_embeddings.weight  # sharded models have it in here only
+        inputs: Any = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs.is_meta and not weight.is_meta:
+            raise ValueError(f"The inputs are on the meta device, without values. Move them to {weight.device}.")
+        if inputs_embeds is None:
+            embeddings = self.word_embeddings(input_ids)  # [B, L, D]
+        else:
+            embeddings = inputs_embeds.to(weight.dtype if weight.is_floating_point() else torch.float32)
         batch, length = embeddings.shape[:2]
         if self.position_embeddings is not None:
             if position_ids is None:
@@ -295,15 +308,42 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with checks of the weights.
+
+        Raises:
+            OSError: a file is absent or damaged, or a weight is missing that is not of a new head.
+            ValueError: a weight is NaN or infinite, or of another type than was saved.
+        """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except Exception as error:
+            if kwargs.get("quantization_config") is not None and "is quantized with" in str(error):
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} is quantized already: load it without quantization_config. If "
+                    "only its file is int8, it is then a float model; save that in a folder of its own, and "
+                    "quantization_config works there."
+                ) from error
             if type(error).__name__ != "SafetensorError":  # by name: these files import torch and transformers only
                 raise
-            raise OSError(
+            raise OSError(  # read before `_load_pretrained_model`, for the dtype that the config lacks
                 f"The weights of {pretrained_model_name_or_path} are damaged ({error}). Copy or download its "
-                "model.safetensors again; if that is a text file of a few lines, run `git lfs pull` in the folder."
+                "first *.safetensors again; if that is a text file of a few lines, run `git lfs pull` in the folder."
             ) from error
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: dict | None, checkpoint_files: list[str] | None, load_config: Any, *args: Any
+    ) -> Any:
+        """The step of `from_pretrained` that reads the files: the one place that knows them and what they lack."""
+        headers = {}
+        if state_dict is None and checkpoint_files:
+            headers = check_headers(model, checkpoint_files, (load_config.sharded_metadata or {}).get("weight_map"))
+        loading_info, *others = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args
+        )
+        if headers:
+            check_loaded(model, headers, loading_info.missing_keys, loading_info.unexpected_keys)
+        return loading_info, *others
 
     @classmethod
     def from_teacher(cls, teacher: PreTrainedModel, **overrides: Any) -> Self:
@@ -400,19 +440,22 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
     ) -> SpikeBertModelOutput:
         """
         Args:
-            input_ids: token ids `[B, L]`.
+            input_ids: token ids `[B, L]`, int64 or int32, as `token_type_ids` and `position_ids`.
             attention_mask: `[B, L]`, 1 for tokens and 0 for padding; all tokens if absent.
             token_type_ids: `[B, L]`; all 0 if absent.
             position_ids: `[L]` or `[B, L]`; 0 to L - 1 if absent.
-            inputs_embeds: word embeddings `[B, L, D]` in place of `input_ids`.
+            inputs_embeds: word embeddings `[B, L, D]` instead of `input_ids`, of any float type.
             output_hidden_states: whether to return the embeddings and each block's output.
             output_firing_rates: whether to return each block's firing rates.
 
         Raises:
-            ValueError: both or none of `input_ids` and `inputs_embeds`, shapes that do not fit, inputs longer than the
-                positions; on a CPU also ids outside the vocabulary and sentences without a single token (on an
-                accelerator such a check would stall the device at each call).
+            TypeError: an argument is no tensor, or no bool where one is meant.
+            ValueError: both or none of `input_ids` and `inputs_embeds`, shapes and types that do not fit, inputs longer
+                than the positions; on a CPU also ids outside the vocabulary, masks other than 0 and 1, embeddings that
+                are not finite and sentences without a single token (on an accelerator such a check would stall the
+                device at each call).
         """
+        check_flags(output_hidden_states=output_hidden_states, output_firing_rates=output_firing_rates)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         embeddings, token_mask = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -437,6 +480,10 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
         """Checked inputs of `forward` to embeddings `[B, L, D]` and the mask of real tokens `[B, L]`, if it is used."""
         check_inputs(self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        if inputs_embeds is not None and has_values(inputs_embeds) and not embeddings.isfinite().all():
+            raise ValueError(
+                f"inputs_embeds has values that are NaN, infinite or too large in {embeddings.dtype}. Pass others."
+            )
         if not self.config.mask_padding or attention_mask is None:
             return embeddings, None
         return embeddings, attention_mask.to(embeddings.dtype)
@@ -485,6 +532,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         range raise a ValueError too.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        check_flags(output_hidden_states=output_hidden_states, output_firing_rates=output_firing_rates)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         asked = output_hidden_states or output_firing_rates
@@ -507,8 +555,10 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         loss = None
         if labels is not None:
             losses = classification_losses(logits, labels, self.config)
-            if num_items_in_batch is None:
-                num_items_in_batch = (labels != -100).sum() if losses.dim() == 1 else losses.numel()
+            if num_items_in_batch is None:  # nothing to learn from gives the loss 0
+                ones = losses.dim() == 1
+                num_items_in_batch = (labels.long() != -100).sum().clamp_min(1) if ones else max(losses.numel(), 1)
+            check_num_items(num_items_in_batch)
             loss = losses.sum() / num_items_in_batch
         return SpikeBertSequenceClassifierOutput(
             loss=loss,
@@ -551,21 +601,61 @@ def classification_losses(logits: Tensor, labels: Tensor, config: SpikeBertConfi
 
     Fills in `config.problem_type` from the labels if it is None, as BERT does.
     """
-    if config.problem_type is None:
+    check_tensor("labels", labels, NUMBER_TYPES)
+    problem_type = config.problem_type
+    if problem_type is None:
         if config.num_labels == 1:
-            config.problem_type = "regression"
+            problem_type = "regression"
         elif labels.is_floating_point():
-            config.problem_type = "multi_label_classification"
+            problem_type = "multi_label_classification"
         else:
-            config.problem_type = "single_label_classification"
+            problem_type = "single_label_classification"
+    check_labels(logits, labels, problem_type)
+    config.problem_type = problem_type
     labels = labels.to(logits.device)
-    check_labels(logits, labels, config)
-    if config.problem_type == "single_label_classification":
-        return nn.functional.cross_entropy(logits, labels.view(-1).long(), reduction="none")
-    labels = labels.view_as(logits).to(logits.dtype)
-    if config.problem_type == "regression":
+    if problem_type == "single_label_classification":
+        return nn.functional.cross_entropy(logits, labels.reshape(-1).long(), reduction="none")
+    labels = labels.reshape(logits.shape).to(logits.dtype)
+    if problem_type == "regression":
         return nn.functional.mse_loss(logits, labels, reduction="none")
     return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether values can be looked at: not while compiling, and not on an accelerator, which would stall."""
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu"
+
+
+def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch tensor, got {type(value).__name__}. Convert it with torch.tensor, or call the "
+            'tokenizer with return_tensors="pt".'
+        )
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else value.layout
+        raise ValueError(f"{name} must be a dense tensor, got one that is {kind}. Convert it with .to_dense().")
+    if value.dtype not in dtypes:
+        raise ValueError(f"{name} cannot be {value.dtype}. Convert it with .to({dtypes[0]}).")
+
+
+def check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"{name} must be True, False or None, got {type(value).__name__}. Pass bool(...) of it.")
+
+
+def check_num_items(value: Any) -> None:
+    """`num_items_in_batch`, as the Trainer counts it."""
+    if isinstance(value, Tensor):
+        check_tensor("num_items_in_batch", value, NUMBER_TYPES)
+        if value.numel() == 1 and not value.is_meta:
+            if not has_values(value):
+                return
+            value = value.item()
+    if not isinstance(value, int | float) or not 1 <= value <= 2**53:
+        got = value if isinstance(value, int | float) else type(value).__name__
+        raise ValueError(f"num_items_in_batch must be one number of labels, got {got}. Pass None to count them here.")
 
 
 def check_inputs(
@@ -579,8 +669,19 @@ def check_inputs(
     inputs = input_ids if inputs_embeds is None else inputs_embeds
     if inputs is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("Pass either input_ids or inputs_embeds, not both and not neither.")
-    if input_ids is not None and input_ids.is_floating_point():
-        raise ValueError(f"input_ids must be integers, got {input_ids.dtype}. Are they inputs_embeds?")
+    for name, tensor, dtypes in (
+        ("input_ids", input_ids, ID_TYPES),
+        ("inputs_embeds", inputs_embeds, FLOAT_TYPES),
+        ("attention_mask", attention_mask, NUMBER_TYPES),
+        ("token_type_ids", token_type_ids, ID_TYPES),
+        ("position_ids", position_ids, ID_TYPES),
+    ):
+        if tensor is not None:
+            check_tensor(name, tensor, dtypes)
+            if tensor.device != inputs.device:
+                raise ValueError(
+                    f"{name} is on {tensor.device}, but the inputs are on {inputs.device}. Move one of them."
+                )
     if inputs.dim() != (2 if inputs_embeds is None else 3):
         raise ValueError(f"input_ids must be [B, L] and inputs_embeds [B, L, D], got shape {tuple(inputs.shape)}.")
     if inputs_embeds is not None and inputs_embeds.shape[-1] != config.hidden_size:
@@ -597,13 +698,19 @@ def check_inputs(
             raise ValueError(f"{name} must have shape {(batch, length)}, got {tuple(tensor.shape)}.")
     if position_ids is not None and position_ids.shape not in ((length,), (1, length), (batch, length)):
         raise ValueError(f"position_ids must have shape {(batch, length)}, got {tuple(position_ids.shape)}.")
-    if torch.compiler.is_compiling() or inputs.device.type != "cpu":
+    if not has_values(inputs):
         return
     if length == 0:
         raise ValueError("The input has no tokens. Pass at least one token for each sentence.")
-    if attention_mask is not None and batch and not attention_mask.any(1).all():
-        row = int((~attention_mask.any(1)).nonzero()[0])
-        raise ValueError(f"Row {row} of the batch has only padding. Remove it, or pass at least one token.")
+    if attention_mask is not None:
+        real = attention_mask == 1
+        if not (real | (attention_mask == 0)).all():
+            raise ValueError(
+                "attention_mask must be 1 for tokens and 0 for padding, got other values. Pass the tokenizer's."
+            )
+        if not real.any(1).all():
+            row = int((~real.any(1)).nonzero()[0])
+            raise ValueError(f"Row {row} of the batch has only padding. Remove it, or pass at least one token.")
     for name, ids, size in (
         ("input_ids", input_ids, config.vocab_size),
         ("token_type_ids", token_type_ids, config.type_vocab_size or None),
@@ -616,29 +723,32 @@ def check_inputs(
             )
 
 
-def check_labels(logits: Tensor, labels: Tensor, config: SpikeBertConfig) -> None:
+def check_labels(logits: Tensor, labels: Tensor, problem_type: str) -> None:
     batch, num_labels = logits.shape
-    if config.problem_type == "single_label_classification":
+    if labels.is_meta and not logits.is_meta:
+        raise ValueError(f"labels are on the meta device, without values. Move them to {logits.device}.")
+    if problem_type == "single_label_classification":
         if labels.is_floating_point():
             raise ValueError(f"labels must be class indices (integers), got {labels.dtype}; see config.problem_type.")
         if labels.numel() != batch:
             raise ValueError(f"labels must have shape {(batch,)}, got {tuple(labels.shape)}.")
-        if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        if not has_values(labels):
             return
+        labels = labels.long()
         wrong = labels[(labels != -100) & ((labels < 0) | (labels >= num_labels))]
         if len(wrong):
             raise ValueError(
                 f"labels must lie between 0 and {num_labels - 1} (num_labels={num_labels}), got {int(wrong[0])}."
             )
     elif labels.shape != logits.shape and (num_labels > 1 or labels.shape != (batch,)):
-        raise ValueError(
-            f"labels must have shape {tuple(logits.shape)} for {config.problem_type}, got {tuple(labels.shape)}."
-        )
-    elif config.problem_type == "multi_label_classification":
-        if torch.compiler.is_compiling() or labels.device.type != "cpu":
-            return
+        raise ValueError(f"labels must have shape {tuple(logits.shape)} for {problem_type}, got {tuple(labels.shape)}.")
+    elif not has_values(labels):
+        return
+    elif problem_type == "multi_label_classification":
         if not ((labels >= 0) & (labels <= 1)).all():
             raise ValueError("labels must lie between 0 and 1 for multi_label_classification.")
+    elif not labels.to(logits.dtype).square().sum().isfinite():
+        raise ValueError(f"labels must be finite, and their squares too in {logits.dtype}. Scale them down.")
 
 
 def check_encoder(teacher: Any) -> None:
