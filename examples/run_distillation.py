@@ -389,17 +389,20 @@ def fine_tuning(
 
 def read_labelled(data_args: DataArguments) -> LabelledText:
     if data_args.task is not None:
-        return load_task(data_args.task, data_args.train_file, data_args.validation_file)
-    if data_args.train_file is None or data_args.validation_file is None:
+        text = load_task(data_args.task, data_args.train_file, data_args.validation_file)
+    elif data_args.train_file is None or data_args.validation_file is None:
         raise DataError("Pass --validation_file: a model is chosen and measured on text that it was not trained on.")
-    return load_labelled(
-        data_args.train_file,
-        data_args.validation_file,
-        data_args.text_column,
-        data_args.label_column,
-        data_args.text_pair_column,
-        data_args.regression,
-    )
+    else:
+        text = load_labelled(
+            data_args.train_file,
+            data_args.validation_file,
+            data_args.text_column,
+            data_args.label_column,
+            data_args.text_pair_column,
+            data_args.regression,
+        )
+    text.check_apart()
+    return text
 
 
 def data_seed(args: DistillationTrainingArguments) -> int:

@@ -26,7 +26,7 @@ from transformers import (
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel, __version__
 from modeling_spikebert.commands import COMMANDS, main
-from modeling_spikebert.commands.quickstart import NAMES, compare
+from modeling_spikebert.commands.quickstart import NAMES, compare, verdict
 from modeling_spikebert.distillation import PROJECTIONS_NAME
 from modeling_spikebert.energy.plots import plot_raster
 
@@ -232,6 +232,27 @@ def test_quickstart_refuses(tmp_path, inputs, changes, expected):
     assert expected in message
 
 
+def test_quickstart_refuses_validation_on_the_training_data(tmp_path, inputs):
+    copy = tmp_path / "copy.csv"  # of the rows, in another order
+    first, *rows = inputs.train.read_text().splitlines()
+    copy.write_text("\n".join([first, *reversed(rows)]))
+    for file in (inputs.train, copy):
+        options = ["--train-file", inputs.train, "--validation-file", file, "--output-dir", tmp_path / "run"]
+        message = refused(tmp_path, *options)
+        assert "Training and validation data are the same 64 rows. A model is measured on text" in message
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+@pytest.mark.parametrize("text", ["fine", "fine, or not"])  # the readers see columns of another number
+def test_quickstart_names_the_separator_of_what_is_no_csv(tmp_path, inputs, mark, name, text):
+    file = tmp_path / "train.csv"
+    file.write_text(f"text{mark}label\nshort{mark}good\n{text}{mark}bad\n")
+    options = ["--train-file", file, "--validation-file", inputs.validation, "--output-dir", tmp_path / "run"]
+    message = refused(tmp_path, *options)
+    assert str(file) in message
+    assert message.endswith(f"; it is separated by {name}, a csv must be by commas.")
+
+
 # Quickstart: the comparison
 
 
@@ -256,6 +277,9 @@ def test_comparison_by_hand():
     assert alone["gain"] == pytest.approx(0.25)
     assert alone["standard_error"] == pytest.approx((3 / 14 / 8) ** 0.5)
     assert alone["measurable"] is False
+    figures = "the majority class: 75.0 % of the sentences are right, against 50.0 % (teacher: 100.0 %)."
+    assert verdict(result).startswith(f"The student does NOT beat {figures} Train longer")
+    assert verdict(result | {"gain_over_majority": {"measurable": True}}) == f"The student beats {figures}"
 
 
 @pytest.mark.parametrize(("gains", "losses", "measurable"), [(20, 0, True), (20, 19, False), (0, 20, False)])
@@ -277,16 +301,20 @@ def test_only_a_gain_of_two_standard_errors_is_measurable(gains, losses, measura
 class QuickstartRun:
     folder: Path
     stdout: str
+    stderr: str
     metrics: dict
 
 
 @pytest.fixture(scope="module")
 def quickstart(inputs, tmp_path_factory) -> QuickstartRun:
     folder = tmp_path_factory.mktemp("quickstart") / "run"
+    foreign = folder.with_name("foreign.csv")
+    foreign.write_text("text\n" + "酒店很好 word1\n" * 8)
     options = {
         "--teacher": inputs.teacher,
         "--train-file": inputs.train,
         "--validation-file": inputs.validation,
+        "--unlabelled-file": foreign,
         "--output-dir": folder,
         "--num-hidden-layers": "1",
         "--num-time-steps": "2",
@@ -300,7 +328,7 @@ def quickstart(inputs, tmp_path_factory) -> QuickstartRun:
     flags = [str(part) for option in options.items() for part in option]
     output = run(sys.executable, "-m", "modeling_spikebert", "quickstart", *flags)
     assert output.returncode == 0, output.stdout + output.stderr
-    return QuickstartRun(folder, output.stdout, json.loads((folder / "metrics.json").read_text()))
+    return QuickstartRun(folder, output.stdout, output.stderr, json.loads((folder / "metrics.json").read_text()))
 
 
 def test_quickstart_writes_a_student_that_loads(quickstart, inputs):
@@ -388,7 +416,18 @@ def test_quickstart_prints_the_comparison_and_classified_sentences(quickstart, i
         assert any(row.split()[0] in ("good", "bad") and row.endswith(f"  {text}") for row in shown.splitlines() if row)
 
 
-def test_quickstart_ends_with_the_energy_of_student_and_teacher(quickstart):
+def test_quickstart_ends_with_whether_the_student_beats_the_majority_class(quickstart):
+    assert quickstart.stdout.splitlines()[-1] == verdict(quickstart.metrics)
+
+
+def test_quickstart_warns_of_rows_in_both_files_and_of_unknown_tokens(quickstart):
+    assert "40 of 40 validation rows are in the training data, too." in quickstart.stderr
+    (line,) = (line for line in quickstart.stderr.splitlines() if "unknown" in line)
+    assert line.startswith("80 % of the tokens are unknown to the tokenizer (")  # 4 of 5, without [CLS] and [SEP]
+    assert line.endswith("Name a teacher for the language of the text.")
+
+
+def test_quickstart_shows_the_energy_of_student_and_teacher(quickstart):
     shown = quickstart.stdout.split("== Energy of student and teacher on 40 validation sentences")[1]
     energy = quickstart.metrics["energy"]
     card = ModelCard.load(quickstart.folder / "student" / "README.md").content.split("## Energy")[1]

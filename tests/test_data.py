@@ -97,6 +97,24 @@ def test_class_labels_keep_their_names_and_ids(tmp_path):
     assert text.train["label"] == [1, 0]
 
 
+def test_the_same_text_for_training_and_validation(tmp_path, caplog):
+    with pytest.raises(DataError, match="are the same 4 rows"):
+        labelled(tmp_path, ROWS, ROWS[::-1]).check_apart()
+    labelled(tmp_path, ROWS, [("new", "good")]).check_apart()
+    assert not caplog.records
+    labelled(tmp_path, ROWS, [ROWS[0], ("new", "good"), (ROWS[0][0], "bad")]).check_apart()
+    assert caplog.records[0].getMessage().startswith("2 of 3 validation rows are in the training data, too.")
+
+
+@pytest.mark.parametrize(("known", "warned"), [(19, False), (18, True)])
+def test_unknown_tokens_are_named_above_one_in_twenty(known, warned, caplog):
+    text = Dataset.from_dict({"text": ["word1 " * known + "strange"]})
+    for _ in range(20 - known - 1):
+        text = Dataset.from_dict({"text": [text["text"][0] + " strange"]})
+    tokenize(text, tiny_tokenizer(), 64)
+    assert [record.getMessage()[:4] for record in caplog.records] == (["10 %"] if warned else [])
+
+
 def test_the_two_files_may_be_of_two_types(tmp_path):
     train, validation = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.parquet", ROWS[:1])
     text = load_labelled(train, validation)

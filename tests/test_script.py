@@ -221,6 +221,21 @@ def test_impossible_options(folder, tmp_path, monkeypatch, options, message):
         script(monkeypatch, teacher=folder / "teacher", output_dir=tmp_path / "run", **options)
 
 
+def test_text_that_the_teacher_cannot_read_and_rows_in_both_files(folder, tmp_path, monkeypatch, caplog):
+    for name in ("train", "validation"):
+        rows = {"text": ["酒店很好 word1", f"word2 {name}"], "label": ["bad", "good"]}
+        Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
+    data = {"train_file": tmp_path / "train.parquet", "validation_file": tmp_path / "validation.parquet"}
+    bert = {"model_name_or_path": folder / "teacher"}
+    script(monkeypatch, **data, **bert, output_dir=tmp_path / "out", max_steps=1)
+    messages = [record.getMessage() for record in caplog.records]
+    assert any(message.startswith("1 of 2 validation rows are in the training data, too.") for message in messages)
+    # [UNK] are four characters and `train`; word1 and word2 are known.
+    assert any(message.startswith("71 % of the tokens are unknown") for message in messages)
+    with pytest.raises(SystemExit, match="Training and validation data are the same 2 rows"):
+        script(monkeypatch, **data | {"validation_file": data["train_file"]}, **bert, output_dir=tmp_path / "no")
+
+
 def test_options_are_spelled_with_either_mark_and_mistakes_are_one_line(monkeypatch, capsys):
     read_arguments = runpy.run_path(SCRIPT)["read_arguments"]
     options = ["--teacher", "t", "--train-file=a_b.csv", "--output_dir", "o", "--max-length", "9", "--use_cpu"]

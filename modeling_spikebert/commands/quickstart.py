@@ -198,6 +198,7 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     print(energy)
     minutes = (time.perf_counter() - start) / 60
     print(f"\nDone in {minutes:.1f} minutes. {folder} holds student/, stage1/, teacher/, metrics.json and curves.png.")
+    print(verdict(comparison))
     return report
 
 
@@ -244,6 +245,7 @@ def _labelled_text(args: QuickstartArguments) -> LabelledText:
         return bundled_tweets()
     text = load_labelled(args.train_file, args.validation_file, args.text_column, args.label_column)
     text.check_all_labelled()
+    text.check_apart()
     return text
 
 
@@ -264,6 +266,18 @@ def _options(args: QuickstartArguments, folder: Path, steps: int) -> dict[str, A
     }
 
 
+def verdict(comparison: dict[str, Any]) -> str:
+    """Whether the student learned anything, from `compare`, and what to do if not."""
+    majority, teacher, _, student = (f"{100 * comparison['accuracy'][name]:.1f} %" for name in NAMES)
+    figures = f"the majority class: {student} of the sentences are right, against {majority} (teacher: {teacher})."
+    if comparison["gain_over_majority"]["measurable"]:
+        return f"The student beats {figures}"
+    return (
+        f"The student does NOT beat {figures} Train longer (--teacher-steps, --general-steps, --task-steps), on more "
+        "text, or with a teacher for the language of the text (--teacher)."
+    )
+
+
 def _say(line: str) -> None:
     print(f"\n== {line}", flush=True)
 
@@ -273,9 +287,9 @@ def _summary(metrics: dict[str, Any], count: int) -> str:
     lines += [f"  {name:26} {100 * value:5.1f} %" for name, value in metrics["accuracy"].items()]
     for key, over in (("gain_over_majority", NAMES[0]), ("gain_over_student_without_teacher", NAMES[2])):
         gain = metrics[key]
-        verdict = "beats" if gain["measurable"] else "did NOT measurably beat"
+        beats = "beats" if gain["measurable"] else "did NOT measurably beat"
         lines.append(
-            f"The two-stage student {verdict} the {over}: {100 * gain['gain']:+.1f} points, "
+            f"The two-stage student {beats} the {over}: {100 * gain['gain']:+.1f} points, "
             f"standard error {100 * gain['standard_error']:.1f} (over sentences, one seed)."
         )
     return "\n".join(lines)
@@ -323,6 +337,7 @@ def _write_card(
     card = model_card(
         student,
         "SpikeBERT student",
+        license=None,  # the user's to choose; nothing is known of that of the bundled tweets
         base_model=None if Path(base_model).is_dir() else base_model,
         metrics={"accuracy": accuracy[NAMES[3]]},
         comparison={name: {"accuracy": accuracy[name]} for name in NAMES[:3]},

@@ -15,10 +15,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ..hub.fetching import reach_hub
-from .texts import FILE_TYPES, DataError, begins_with_null, has_text
+from .texts import FILE_TYPES, DataError, begins_with_null, has_text, separated_by, warn_of_unknown
 
 STREAM_TYPES = FILE_TYPES | {".txt": "text"}
 PACKINGS = ("none", "length", "packed")
+ROWS_LOOKED_AT = 100  # for tokens that are unknown, before training
 ROWS_AT_ONCE = 1000  # read and tokenised together
 BATCHES_SORTED_TOGETHER = 64
 # Sequences whose places are remembered: more than a loader reads ahead of the training.
@@ -92,7 +93,9 @@ class TextStream(IterableDataset):
         # Sequence number and place behind it; shared with the worker of a loader that fills it.
         self._places = torch.zeros(PLACES, 1 + len(Place._fields), dtype=torch.int64).share_memory_()
         self._start, self._num_skipped = Place(), 0
-        next(self._texts(Place()))  # raises here what the first rows have wrong
+        # Raises here what the first rows have wrong.
+        first = [text for text, _ in islice(self._texts(Place()), ROWS_LOOKED_AT)]
+        warn_of_unknown(tokenizer(first, truncation=True, max_length=max_length)["input_ids"], tokenizer)
 
     def state_dict(self, num_sequences: int) -> dict[str, Any] | None:
         """What a checkpoint after `num_sequences` sequences of this run holds; None if they were not read lately."""
@@ -281,7 +284,8 @@ def find_files(source: str) -> list[str]:
 
 def _check_column(source: str, column: str, names: list[str]) -> None:
     if column not in names:
-        raise DataError(f"{source}: no column {column!r}; it has {names}. Name the right one (text_column).")
+        hint = separated_by(",".join(names))
+        raise DataError(f"{source}: no column {column!r}; it has {names}. Name the right one (text_column){hint}.")
 
 
 def _type(file: str) -> str | None:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,18 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..hub.fetching import reach_hub
+
+logger = logging.get_logger(__name__)
 
 FILE_TYPES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 IGNORED_LABEL = -100  # what torch's cross entropy ignores, and a teacher fills in
 LARGEST_NUMBER = 1e18  # in regression: its square is finite in float32
+MOST_UNKNOWN = 0.05  # of all tokens, without a word about it
+ROWS_LOOKED_AT = 1000  # for tokens that are unknown
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of what is called csv, too
 
 
 class DataError(ValueError):
@@ -65,6 +72,28 @@ class LabelledText:
             raise DataError(
                 f"{self.num_unlabelled} of {len(self.train)} training rows have no label: they are augmented copies, "
                 "which a teacher labels. Pass a teacher, or the file without them."
+            )
+
+    def check_apart(self) -> None:
+        """For training that validation is to judge. Rows that are in both parts are counted in a warning.
+
+        Raises:
+            DataError: both parts are the same text.
+        """
+        sides = [name for name in ("text", "text_pair") if name in self.train.column_names]
+        train, validation = (
+            Counter(zip(*(part[name] for name in sides), strict=True)) for part in (self.train, self.validation)
+        )
+        if train == validation:
+            raise DataError(
+                f"Training and validation data are the same {len(self.train)} rows. A model is measured on text that "
+                "it was not trained on: name another file for validation."
+            )
+        both = sum(count for row, count in validation.items() if row in train)
+        if both:
+            logger.warning(
+                f"{both} of {len(self.validation)} validation rows are in the training data, too. Remove them from one "
+                "of the files: they say nothing of text that is new to the model."
             )
 
 
@@ -165,7 +194,22 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
         encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
         return encoded | ({"labels": batch["label"]} if "label" in batch else {})
 
-    return dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+    tokens = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+    some = tokens.select(range(0, len(tokens), 1 + len(tokens) // ROWS_LOOKED_AT))
+    warn_of_unknown(some["input_ids"], tokenizer)
+    return tokens
+
+
+def warn_of_unknown(rows: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Says how much of a text the tokenizer does not know, if that is much; `rows` are token ids."""
+    others = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    tokens = [token for row in rows for token in row if token not in others]
+    share = tokens.count(tokenizer.unk_token_id) / max(1, len(tokens))
+    if share > MOST_UNKNOWN:
+        logger.warning(
+            f"{100 * share:.0f} % of the tokens are unknown to the tokenizer ({tokenizer.name_or_path}), so a model "
+            "learns little from this text. Name a teacher for the language of the text."
+        )
 
 
 def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
@@ -193,7 +237,8 @@ def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
             line = _damaged_line(source) if suffix == ".jsonl" else None
             raise DataError(
                 f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}"
-                f"{'' if line is None else f' (line {line + 1} of the file)'}. It must be whole and in UTF-8."
+                f"{'' if line is None else f' (line {line + 1} of the file)'}. It must be whole and in UTF-8"
+                f"{separated_by(_first_line(source)) if suffix == '.csv' else ''}."
             ) from error
     elif ":" in source:
         *name, split = source.split(":")
@@ -217,7 +262,7 @@ def select_columns(table: Dataset, source: str, columns: dict[str, str]) -> Data
         if column not in table.column_names:
             raise DataError(
                 f"{source}: no column {column!r}; it has {table.column_names}. Name the right one (text_column, "
-                "label_column); a csv must be separated by commas."
+                f"label_column){separated_by(','.join(table.column_names))}."
             )
     ours = {column: name for name, column in columns.items()}
     if len(ours) < len(columns):
@@ -229,6 +274,14 @@ def select_columns(table: Dataset, source: str, columns: dict[str, str]) -> Data
             raise DataError(f"{source}: {len(empty)} rows have no text in {column!r} ({_rows(empty)}). Remove them.")
     kind = [] if "kind" in columns.values() or "kind" not in table.column_names else ["kind"]
     return table.select_columns([*ours, *kind]).rename_columns(ours | {name: name for name in kind})
+
+
+def separated_by(header: str) -> str:
+    """The end of a message about a csv, from its first line: what to do if it has no commas."""
+    for mark, name in SEPARATORS.items():
+        if mark in header and "," not in header:
+            return f"; it is separated by {name}, a csv must be by commas"
+    return ""
 
 
 def has_text(value: Any) -> bool:
@@ -362,6 +415,11 @@ def _is_utf8(value: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _first_line(source: str) -> str:
+    with Path(source).open(encoding="utf-8", errors="replace") as lines:
+        return next(lines, "")
 
 
 def begins_with_null(source: str) -> bool:

@@ -25,7 +25,7 @@ def reach_hub(*names: str | None, repo_type: str = "model") -> None:
         ValueError: a name is neither a folder nor possible on the Hub.
     """
     for name in names:
-        if name is None or Path(name).exists():
+        if name is None or Path(name).exists() or constants.HF_HUB_OFFLINE:
             continue
         try:
             snapshot_download(name, repo_type=repo_type, local_files_only=True)
@@ -37,7 +37,7 @@ def reach_hub(*names: str | None, repo_type: str = "model") -> None:
         try:
             HfApi().repo_info(name, repo_type=repo_type, timeout=PATIENCE)
         except OSError:
-            pass  # it answers, or must not be asked (HF_HUB_OFFLINE): who fetches says what is wrong
+            pass  # it answers; who fetches says what is wrong
         except Exception as error:  # of the HTTP library
             raise OSError(
                 f"{name} is not on this machine, and {constants.ENDPOINT} does not answer ({error}). Check the name, "
