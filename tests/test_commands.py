@@ -392,7 +392,7 @@ def test_quickstart_writes_a_plot(quickstart):
 
 def test_quickstart_writes_a_card(quickstart, inputs):
     card = ModelCard.load(quickstart.folder / "student" / "README.md")
-    assert card.data.license is None  # whose data these are, nobody has said
+    assert card.data.license is None  # whose text it is, only its owner can say
     assert card.data.library_name == "transformers"
     (result,) = card.data.eval_results
     assert result.metric_type == "accuracy"
