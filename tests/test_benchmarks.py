@@ -1,8 +1,7 @@
 """The benchmark scripts, on tiny models and without the compiler: that they run and write what they promise."""
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -17,18 +16,20 @@ from modeling_spikebert.data.bundled import bundled_teacher, bundled_tweets
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 
 
-def run(script: str, file: Path, *arguments: str) -> tuple[dict, str]:
-    """What the script wrote to the json file, and what it printed."""
-    result = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--json", str(file), *arguments],
-        env=os.environ | {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    written = json.loads(file.read_text())
-    assert written["machine"]["torch"] == torch.__version__
-    return written, result.stdout
+@pytest.fixture
+def run(uncompiled, tmp_path, monkeypatch, capsys):
+    """Runs a script in this process; what it wrote to its json file, and what it printed."""
+
+    def run(script: str, *arguments: str) -> tuple[dict, str]:
+        file = tmp_path / "rows.json"
+        monkeypatch.syspath_prepend(BENCHMARKS)  # as Python does for a script
+        monkeypatch.setattr(sys, "argv", [script, "--json", str(file), *arguments])
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+        written = json.loads(file.read_text())
+        assert written["machine"]["torch"] == torch.__version__
+        return written, capsys.readouterr().out
+
+    return run
 
 
 def check_ratios(rows: list[dict]) -> set[tuple[str, str]]:
@@ -43,9 +44,9 @@ def check_ratios(rows: list[dict]) -> set[tuple[str, str]]:
     return {(row["name"], row["against"]) for row in rows}
 
 
-def test_inference(tmp_path):
+def test_inference(run):
     sizes = ("--num_hidden_layers", "1", "--hidden_size", "64", "--length", "5", "--long", "9", "--repeats", "1")
-    written, printed = run("inference.py", tmp_path / "rows.json", *sizes)
+    written, printed = run("inference.py", *sizes)
     pairs = check_ratios(written["rows"])
     assert {("int8", name) for name in ("bert-fp32", "bert-int8", "plain")} <= pairs
     assert {("int8-exit-1", "bert-int8"), ("fused", "plain"), ("int8-9-tokens", "int8-5-tokens")} <= pairs
@@ -53,9 +54,9 @@ def test_inference(tmp_path):
     assert "x bert-fp32" in printed
 
 
-def test_training(tmp_path):
+def test_training(run):
     sizes = ("--num_hidden_layers", "1", "--hidden_size", "32", "--batch_size", "3", "--repeats", "1")
-    written, printed = run("training.py", tmp_path / "rows.json", *sizes)
+    written, printed = run("training.py", *sizes)
     assert {("train", "train-plain"), ("train-fp32", "train-plain"), ("train", "bert-fp32")} <= check_ratios(
         written["rows"]
     )
@@ -63,12 +64,12 @@ def test_training(tmp_path):
     assert "3 sentences a step" in printed
 
 
-def test_sparse(tmp_path):
+def test_sparse(run, tmp_path):
     sizes = {"vocab_size": len(AutoTokenizer.from_pretrained(bundled_teacher())), "max_position_embeddings": 64}
     model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32, **sizes)
     model.save_pretrained(tmp_path / "model")
     options = ("--model", str(tmp_path / "model"), "--batch_size", "3", "--repeats", "1")
-    written, printed = run("sparse.py", tmp_path / "rows.json", *options)
+    written, printed = run("sparse.py", *options)
     pairs = check_ratios(written["rows"])
     for kind in ("forward", "step"):
         assert {(f"{kind}-sums", f"{kind}-{name}") for name in ("products", "plain", "bert")} <= pairs
@@ -76,7 +77,7 @@ def test_sparse(tmp_path):
     assert "firing_rate" in printed
 
 
-def test_accuracy(tmp_path):
+def test_accuracy(run, tmp_path):
     """Accuracy and mean steps are those of the model called directly."""
     text = bundled_tweets()
     tokenizer = AutoTokenizer.from_pretrained(bundled_teacher())
@@ -92,7 +93,6 @@ def test_accuracy(tmp_path):
     picture = tmp_path / "curve.png"
     written, _ = run(
         "accuracy.py",
-        tmp_path / "rows.json",
         *("--model", str(tmp_path / "model"), "--validation_file", str(tmp_path / "validation.parquet")),
         *("--plot", str(picture), "--thresholds", "0.01", "1.0"),
     )

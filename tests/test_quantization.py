@@ -261,22 +261,24 @@ import sys
 sys.modules["modeling_spikebert"] = None  # the package must not be needed
 import torch
 from transformers import AutoModelForSequenceClassification as Auto
-source, target = sys.argv[1:]
-first = Auto.from_pretrained(source, quantization_config={"quant_method": "spikebert_int8"}, trust_remote_code=True)
-first.save_pretrained(target)
-second = Auto.from_pretrained(target, trust_remote_code=True)  # another copy of the code
-first.config.implementation = second.config.implementation = "plain"
-ids = torch.tensor([[1, 2, 3]])
-assert torch.equal(first(ids).logits, second(ids).logits)
-for model in (first, second):
-    assert type(model.spikebert.encoder.layer[0].attention.query).__name__ == "Int8Linear"
-print(second.num_parameters())
+for source in sys.argv[1:]:
+    config = {"quant_method": "spikebert_int8"}
+    first = Auto.from_pretrained(source, quantization_config=config, trust_remote_code=True)
+    first.save_pretrained(source + "-int8")
+    second = Auto.from_pretrained(source + "-int8", trust_remote_code=True)  # another copy of the code
+    first.config.implementation = second.config.implementation = "plain"
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(first(ids).logits, second(ids).logits)
+    for model in (first, second):
+        assert type(model.spikebert.encoder.layer[0].attention.query).__name__ == "Int8Linear"
+    print(second.config.shortcut, second.num_parameters() > 0)
 """
 
 
-def test_remote_code_quantizes_saves_and_loads(folder, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(folder), str(tmp_path / "int8")], capture_output=True, text=True
-    )
+def test_remote_code_quantizes_saves_and_loads(tmp_path):
+    folders = [str(tmp_path / mode) for mode in ("default", "reference")]
+    for mode in ("default", "reference"):
+        tiny_model(SpikeBertForSequenceClassification, mode, torch.float32).save_pretrained(tmp_path / mode)
+    result = subprocess.run([sys.executable, "-c", REMOTE, *folders], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout.splitlines()[-1]) > 0
+    assert result.stdout.splitlines()[-2:] == ["membrane True", "spike True"]
