@@ -118,11 +118,11 @@ def hub_cache():
 
 def cache_dataset(folder: Path, name: str, part: str) -> None:
     """Writes what `datasets` keeps of a data set that it has loaded once."""
-    rows = Dataset.from_dict({"sentence": [sentence(i) for i in range(16)], "label": [i % 2 for i in range(16)]})
     with TemporaryDirectory() as source:
         files = {split: f"{source}/{split}.parquet" for split in ("train", "validation")}
-        for file in files.values():
-            rows.to_parquet(file)
+        for file, numbers in zip(files.values(), (range(16), range(16, 24)), strict=True):
+            rows = {"sentence": [sentence(i) for i in numbers], "label": [i % 2 for i in numbers]}
+            Dataset.from_dict(rows).to_parquet(file)
         Parquet(source, dataset_name=name, config_name=part, data_files=files).download_and_prepare(str(folder))
 
 
@@ -134,9 +134,9 @@ def sentence(i: int) -> str:
 def folder(hub_cache, tmp_path, monkeypatch) -> Path:
     """A clone of the repository with the user's files, the current folder."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for name in ("train.csv", "validation.csv", "reviews.csv"):
-        rows = [f"{sentence(i)},{('good', 'bad')[i % 2]}" for i in range(16)]
-        (tmp_path / name).write_text("\n".join(["text,label", *rows]) + "\n")
+    for name, numbers in (("train", range(16)), ("validation", range(16, 32))):
+        rows = [f"{sentence(i)},{('good', 'bad')[i % 2]}" for i in numbers]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     (tmp_path / "text").mkdir()
     Dataset.from_dict({"text": [sentence(i) for i in range(40)]}).to_parquet(tmp_path / "text" / "0.parquet")
     published = PublishedSpikeBert(len(VOCABULARY), 32, 12, num_labels=2, steps=4, tau=2.0)
