@@ -7,8 +7,6 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .neurons_spikebert import SURROGATES
-
 # Written into every config, so that each checkpoint folder loads through all three Auto classes.
 AUTO_MAP = {
     "AutoConfig": "configuration_spikebert.SpikeBertConfig",
@@ -39,29 +37,27 @@ class SpikeBertConfig(PreTrainedConfig):
     Where the two differ, the published value (arXiv 2308.15122 and its code) is named below.
 
     Args:
+        variant: `"membrane"`, the corrected model: the shortcut carries real values past the blocks, and every Linear
+            inside them sees binary spikes (Hu et al., "Advancing Spiking Neural Networks towards Deep Residual
+            Learning"; Yao et al., "Spike-driven Transformer", NeurIPS 2023); the normalised embeddings, with positions,
+            are fed into it at each time step; padding is kept out of keys, values and means. `"published"`: the
+            shortcut carries the sum of spikes, beginning with those where an embedding is not negative; there are
+            neither positions nor token types, and padding is counted.
         vocab_size: number of tokens in the vocabulary.
         hidden_size: width `D` of the shortcut.
         num_hidden_layers: number of blocks. Published: 12.
         num_attention_heads: number of heads, divides `hidden_size`. Published: 8.
         intermediate_size: width of the MLP.
-        max_position_embeddings: longest input in tokens, if there are position embeddings.
+        max_position_embeddings: longest input in tokens. Published: any length.
         type_vocab_size: number of token types; 0 for none. Published: 0.
-        position_embedding_type: `"absolute"` (learned) or `"none"`. Published: `"none"`.
         num_time_steps: number of time steps `T`. Published: 4.
         tau: membrane time constant in time steps, at least 1. Published script: 2.
         v_threshold: firing threshold of all neurons but those behind the attention product. Published: 1.
         attention_v_threshold: firing threshold of the neurons behind the attention product. Published: 0.5.
         attention_scale: factor on the attention product `(q k^T) v`, which has no softmax. Published: 0.125. With the
-            membrane shortcut a LayerNorm follows, which takes it out again.
+            membrane variant a LayerNorm follows, which takes it out again.
         v_reset: membrane after a spike; `None` for the soft reset (subtracts the threshold). Published: 0.
-        surrogate: surrogate gradient, one of `neurons_spikebert.SURROGATES`. Published: `"atan"`.
-        surrogate_alpha: its steepness. Published: 2.
-        shortcut: `"membrane"` carries real values past the blocks, and every Linear inside them sees binary spikes (Hu
-            et al., "Advancing Spiking Neural Networks towards Deep Residual Learning"; Yao et al., "Spike-driven
-            Transformer", NeurIPS 2023); `"spike"` carries the sum of spikes. Published: `"spike"`.
-        input_encoding: `"current"` feeds the normalised embeddings into the shortcut at each time step; `"sign"` feeds
-            spikes where the embedding is not negative. Published: `"sign"`.
-        mask_padding: whether padding is kept out of keys, values and means. Published: False (padding is counted).
+        surrogate_alpha: steepness of the surrogate gradient, an arc tangent. Published: 2.
         hidden_dropout_prob: dropout on embeddings and on the output of each branch. Published: none.
         classifier_dropout: dropout before the classifier; `hidden_dropout_prob` if `None`.
         initializer_range: standard deviation of the initial weights of Linears.
@@ -69,17 +65,23 @@ class SpikeBertConfig(PreTrainedConfig):
         layer_norm_eps: epsilon of LayerNorms.
         pad_token_id: id of the padding token.
         exit_threshold: confidence at which a sentence needs no further time steps, in evaluation mode: the probability
-            of its class by the mean of the scores so far (of the least certain of several labels); None for all steps.
-        implementation: which code computes the blocks, with the same spikes: `"plain"` step by step, `"fused"` in few
-            passes over memory (compiled when first used), `"auto"` fused where it pays. Not saved.
+            of its class by the mean of the scores so far (of the least certain of several labels). Sentences begin with
+            one time step, and unsure ones are computed again with 2, 4, ... None for all steps at once.
 
     Raises:
         StrictDataclassError: a value is impossible; the message names the field.
     """
 
     model_type = "spikebert"
-    keys_to_ignore_at_inference = ["hidden_states", "hidden_states_per_step", "firing_rates", "exit_steps"]
+    keys_to_ignore_at_inference = [
+        "hidden_states",
+        "hidden_states_per_step",
+        "attentions",
+        "firing_rates",
+        "exit_steps",
+    ]
 
+    variant: Literal["membrane", "published"] = "membrane"
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -87,18 +89,13 @@ class SpikeBertConfig(PreTrainedConfig):
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
-    position_embedding_type: Literal["absolute", "none"] = "absolute"
     num_time_steps: int = 4
     tau: float | int = 2.0
     v_threshold: float | int = 1.0
     attention_v_threshold: float | int = 0.5
     attention_scale: float | int = 0.125
     v_reset: float | int | None = 0.0
-    surrogate: str = "atan"
     surrogate_alpha: float | int = 2.0
-    shortcut: Literal["membrane", "spike"] = "membrane"
-    input_encoding: Literal["current", "sign"] = "current"
-    mask_padding: bool = True
     hidden_dropout_prob: float | int = 0.0
     classifier_dropout: float | int | None = None
     initializer_range: float | int = 0.02
@@ -106,7 +103,6 @@ class SpikeBertConfig(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-5
     pad_token_id: int | None = 0
     exit_threshold: float | int | None = None
-    implementation: Literal["auto", "fused", "plain"] = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_size("num_labels", kwargs.get("num_labels"))  # before a name is made up for each
@@ -115,20 +111,13 @@ class SpikeBertConfig(PreTrainedConfig):
             self.label2id = {str(name): i for i, name in enumerate(self.id2label.values())}
         self.auto_map = dict(AUTO_MAP)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields but `implementation`: how to compute a model is no part of it."""
-        return {name: value for name, value in super().to_dict().items() if name != "implementation"}
-
     @classmethod
     def reference(cls, **overrides: Any) -> "SpikeBertConfig":
-        """The published model: sum of spikes as shortcut, no positions, sign encoding, padding counted."""
+        """The published model, with its published values."""
         published: dict[str, Any] = {
+            "variant": "published",
             "num_attention_heads": 8,
             "type_vocab_size": 0,
-            "position_embedding_type": "none",
-            "shortcut": "spike",
-            "input_encoding": "sign",
-            "mask_padding": False,
             "embedding_initializer_range": 1.0,
         }
         return cls(**(published | overrides))
@@ -141,6 +130,8 @@ class SpikeBertConfig(PreTrainedConfig):
             raise ValueError(f"`id2label` must have the keys 0 to {len(classes) - 1}, got {self.id2label}.")
         if sorted((self.label2id or {}).values()) != classes:
             raise ValueError(f"`label2id` must name the labels of `id2label`, {self.id2label}, got {self.label2id}.")
+        if self.variant == "published" and self.type_vocab_size:
+            raise ValueError(f"`type_vocab_size` must be 0 in the published variant, got {self.type_vocab_size}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must divide `hidden_size` ({self.hidden_size})."
@@ -162,12 +153,6 @@ class SpikeBertConfig(PreTrainedConfig):
         for name in ("attention_scale", "surrogate_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}.")
-        if self.surrogate not in SURROGATES:
-            raise ValueError(f"`surrogate` must be one of {sorted(SURROGATES)}, got {self.surrogate!r}.")
-        if self.shortcut == "spike" and self.input_encoding == "current":
-            raise ValueError(
-                "`input_encoding` must be 'sign' with `shortcut='spike'`: a sum of spikes has to begin with spikes."
-            )
 
     def validate_problem_type(self) -> None:
         if self.problem_type not in (None, "regression", "single_label_classification", "multi_label_classification"):

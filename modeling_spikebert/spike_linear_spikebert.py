@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator `spike_linear`: a Linear whose input is spikes.
+
+A spike adds a row of the weights to the output, and a silent neuron adds nothing. `torch.nn.functional.linear` is the
+naive form. The fast forms, on a CPU: in float32 silent synapses are passed over, forward and for the gradient of the
+weights, which is a sum over the tokens at which a neuron fired; for the backward pass a spike is kept in one bit; int8
+weights take bytes.
+
+Shapes: `K` inputs, `M` outputs, `R` rows (tokens and time steps).
+"""
+
+from ctypes import c_int64, c_void_p
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .int8_spikebert import dequantized_product, has_kernels, int8_product
+from .native_spikebert import compiled, kernels, needs_gradient, note, obstacle
+
+# An ordinary product is taken for more spikes per neuron and time step than this, and for fewer rows: it takes longer
+# to transpose the weights than to multiply these. Near where the two break even on a CPU with AVX2.
+MAX_FIRING_RATE = 0.25
+MIN_ROWS = 128
+
+
+def spike_linear(
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    binary: bool = True,
+) -> Tensor:
+    """`torch.nn.functional.linear` of spikes.
+
+    Args:
+        spikes: `[..., K]`, 0 or 1, in bytes or floating point.
+        weight: `[M, K]`, floating point or int8.
+        bias: `[M]`.
+        weight_scale: of int8 weights, `[M]`: what an output's weights are multiplied with. Such have no gradients.
+        binary: False if the input are spike counts, whole numbers up to 255 (with the published shortcut).
+
+    Returns:
+        `[..., M]`, floating point.
+    """
+    reason = obstacle(spikes)
+    if weight_scale is not None:
+        if reason is None and not needs_gradient(spikes) and spikes.device.type == "cpu" and has_kernels():
+            note("spike_linear", "int8", "int8 weights on a CPU")
+            return int8_product(spikes, weight, bias, weight_scale)
+        note("spike_linear", "naive", reason or "gradients pass through int8 weights, or there are no kernels for them")
+        return dequantized_product(spikes, weight, bias, weight_scale)
+    if torch.is_autocast_enabled(spikes.device.type):
+        dtype = torch.get_autocast_dtype(spikes.device.type)
+        spikes, weight, bias = spikes.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    elif not spikes.is_floating_point():
+        spikes = spikes.to(weight.dtype)
+    training = needs_gradient(spikes, weight, bias)
+    if reason is None and spikes.device.type != "cpu":
+        reason = f"there are no kernels for {spikes.device.type}"
+    if reason is None and not binary:
+        reason = "spike counts are no spikes"
+    if reason is None and spikes.dtype not in KERNELS:
+        reason = f"there are no kernels for {spikes.dtype}"
+    if reason is None and not training and spikes.dtype != torch.float32:
+        reason = f"{spikes.dtype} without gradients"
+    rows = spikes.numel() // max(spikes.shape[-1], 1)
+    if reason is not None:
+        note("spike_linear", "naive", reason)
+        return torch.nn.functional.linear(spikes, weight, bias)
+    library = kernels("spike_linear", _library, rows * len(weight), training)
+    if library is None:
+        return torch.nn.functional.linear(spikes, weight, bias)
+    flat = spikes.flatten(0, -2)
+    if training:
+        out = _SpikeLinear.apply(flat, weight, bias, library)
+    else:
+        out = _product(flat, weight, bias, library, training=False)
+    return out.unflatten(0, spikes.shape[:-1])
+
+
+def _product(spikes: Tensor, weight: Tensor, bias: Tensor | None, library: Any, training: bool) -> Tensor:
+    """`[R, K]`, `[M, K]`, `[M]` to `[R, M]`."""
+    if _takes_sums(spikes, MIN_ROWS if training else 1):
+        return _sums(spikes, weight.t().contiguous() if training else _transposed(weight), bias, library)
+    note("spike_linear", "dense", "many spikes, few tokens, or half precision")
+    return torch.nn.functional.linear(spikes, weight, bias)
+
+
+def _takes_sums(spikes: Tensor, min_rows: int) -> bool:
+    """Whether sums pay, for spikes `[R, K]`."""
+    enough = spikes.dtype == torch.float32 and len(spikes) >= min_rows
+    return enough and bool(spikes.sum() <= MAX_FIRING_RATE * spikes.numel())
+
+
+# By the weight: what it was when it was transposed, and the transposed weight.
+_TRANSPOSED: Any = WeakTensorKeyDictionary()
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """`[M, K]` to `[K, M]`; once, and again after the weight was changed."""
+    state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    before, transposed = _TRANSPOSED.get(weight, (None, None))
+    if before != state:
+        transposed = weight.detach().t().contiguous()
+        _TRANSPOSED[weight] = state, transposed
+    return transposed
+
+
+class _SpikeLinear(torch.autograd.Function):
+    """With gradients; keeps a spike in one bit."""
+
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None, library: Any) -> Tensor:
+        ctx.library, ctx.shape, ctx.dtype = library, spikes.shape, spikes.dtype
+        ctx.save_for_backward(_pack(spikes, library), weight)
+        return _product(spikes, weight, bias, library, training=True)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        bits, weight = ctx.saved_tensors
+        needs_spikes, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_weight = None
+        if needs_weight:
+            spikes = _unpack(bits, ctx.shape, ctx.dtype, ctx.library)
+            if _takes_sums(spikes, MIN_ROWS):
+                grad_weight = _sums(spikes.t(), grad, None, ctx.library).t().contiguous()
+            else:
+                grad_weight = grad.t() @ spikes
+        return grad @ weight if needs_spikes else None, grad_weight, grad.sum(0) if needs_bias else None, None
+
+
+# sum_spikes: out[r] = bias + sum of weight[k] over all k with spikes[r, k] = 1. For each block of rows first the places
+# of those that fired, then the sums, in registers for 96 columns at once. Of `inner` a part comes after the other, so
+# that the rows of `weight` that are added stay in the cache. Strides are in elements.
+SOURCE = r"""
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+constexpr int64_t ROWS = 64, PART = 1024, LANES = 8, WIDE = 12;
+constexpr int64_t ROOM = PART + 1;  // a silent neuron is written, too, and then written over
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+
+template <int64_t V>
+static void sum_rows(const int32_t* fired, int64_t count, const float* weight, int64_t columns, const float* start,
+                     float* out) {
+  lanes sum[V];
+  for (int64_t i = 0; i < V; ++i) sum[i] = start ? *(const lanes*)(start + LANES * i) : lanes{};
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t i = 0; i < V; ++i) sum[i] += *(const lanes*)(weight + fired[j] * columns + LANES * i);
+  for (int64_t i = 0; i < V; ++i) *(lanes*)(out + LANES * i) = sum[i];
+}
+
+extern "C" void sum_spikes(const float* spikes, int64_t rows, int64_t inner, int64_t row_stride, int64_t inner_stride,
+                           const float* weight, const float* bias, float* out, int64_t columns, int64_t threads) {
+  const int64_t parts = std::max<int64_t>(1, (inner + PART - 1) / PART), part = (inner + parts - 1) / parts;
+  #pragma omp parallel num_threads(threads)
+  {
+    std::vector<int32_t> fired(ROWS * ROOM);
+    int64_t count[ROWS];
+    for (int64_t p = 0; p < parts; ++p) {
+      const int64_t begin = p * part, end = std::min(inner, begin + part);
+      #pragma omp for schedule(dynamic)
+      for (int64_t first = 0; first < rows; first += ROWS) {
+        const int64_t block = std::min(ROWS, rows - first);
+        std::fill(count, count + block, 0);
+        auto see = [&](int64_t r, int64_t k) {
+          fired[r * ROOM + count[r]] = k;
+          count[r] += spikes[(first + r) * row_stride + k * inner_stride] != 0;
+        };
+        if (row_stride < inner_stride)
+          for (int64_t k = begin; k < end; ++k)
+            for (int64_t r = 0; r < block; ++r) see(r, k);
+        else
+          for (int64_t r = 0; r < block; ++r)
+            for (int64_t k = begin; k < end; ++k) see(r, k);
+        auto sum = [&](auto width, int64_t c) {
+          for (int64_t r = 0; r < block; ++r) {
+            float* place = out + (first + r) * columns + c;
+            const float* start = p ? place : bias ? bias + c : nullptr;
+            sum_rows<width>(&fired[r * ROOM], count[r], weight + c, columns, start, place);
+          }
+        };
+        int64_t c = 0;
+        for (; c + LANES * WIDE <= columns; c += LANES * WIDE) sum(std::integral_constant<int64_t, WIDE>(), c);
+        for (; c + LANES <= columns; c += LANES) sum(std::integral_constant<int64_t, 1>(), c);
+        for (; c < columns; ++c)
+          for (int64_t r = 0; r < block; ++r) {
+            float& place = out[(first + r) * columns + c];
+            float one = p ? place : bias ? bias[c] : 0;
+            for (int64_t j = 0; j < count[r]; ++j) one += weight[fired[r * ROOM + j] * columns + c];
+            place = one;
+          }
+      }
+    }
+  }
+}
+
+// Eight spikes to a byte and back; values of any type, of which 0 has no bit set, and 1 the bits of `one`.
+template <class V>
+static void pack(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
+  #pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < count / 8; ++i) {
+    uint8_t byte = 0;
+    for (int64_t b = 0; b < 8; ++b) byte |= uint8_t(spikes[8 * i + b] != 0) << b;
+    bytes[i] = byte;
+  }
+  for (int64_t i = count / 8 * 8; i < count; ++i) bytes[i / 8] = (i % 8 ? bytes[i / 8] : 0) | (spikes[i] != 0) << i % 8;
+}
+
+template <class V>
+static void unpack(const uint8_t* bytes, V* spikes, int64_t count, int64_t threads, V one) {
+  #pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < count / 8; ++i)
+    for (int64_t b = 0; b < 8; ++b) spikes[8 * i + b] = bytes[i] >> b & 1 ? one : V(0);
+  for (int64_t i = count / 8 * 8; i < count; ++i) spikes[i] = bytes[i / 8] >> i % 8 & 1 ? one : V(0);
+}
+
+#define PACKING(V, ONE)                                                                                              \
+  extern "C" void pack_##V(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {                        \
+    pack(spikes, bytes, count, threads);                                                                             \
+  }                                                                                                                  \
+  extern "C" void unpack_##V(const uint8_t* bytes, V* spikes, int64_t count, int64_t threads) {                      \
+    unpack<V>(bytes, spikes, count, threads, ONE);                                                                   \
+  }
+PACKING(uint16_t, 0x3f80)  // bfloat16
+PACKING(uint32_t, 0x3f800000)
+PACKING(uint64_t, 0x3ff0000000000000)
+"""
+
+KERNELS = {torch.bfloat16: "uint16_t", torch.float32: "uint32_t", torch.float64: "uint64_t"}
+
+
+@cache
+def _library() -> Any:
+    library = compiled(SOURCE)
+    if library is not None:
+        library.sum_spikes.argtypes = [c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_void_p, c_int64, c_int64]
+        for name in KERNELS.values():
+            for function in (library[f"pack_{name}"], library[f"unpack_{name}"]):
+                function.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
+    return library
+
+
+def _sums(spikes: Tensor, weight: Tensor, bias: Tensor | None, library: Any) -> Tensor:
+    """`spikes @ weight + bias` of `[R, K]` and `[K, M]`."""
+    note("spike_linear", "sums", "silent synapses are passed over")
+    weight = weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    out = weight.new_empty(spikes.shape[0], weight.shape[1])
+    library.sum_spikes(
+        spikes.data_ptr(),
+        *spikes.shape,
+        *spikes.stride(),
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        weight.shape[1],
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _pack(spikes: Tensor, library: Any) -> Tensor:
+    """Spikes in one bit each, `[ceil(number of spikes / 8)]` bytes."""
+    spikes = spikes.contiguous()
+    count = spikes.numel()
+    out = torch.empty((count + 7) // 8, dtype=torch.uint8)
+    library[f"pack_{KERNELS[spikes.dtype]}"](spikes.data_ptr(), out.data_ptr(), count, torch.get_num_threads())
+    return out
+
+
+def _unpack(bits: Tensor, shape: Any, dtype: torch.dtype, library: Any) -> Tensor:
+    out = torch.empty(shape, dtype=dtype)
+    library[f"unpack_{KERNELS[dtype]}"](bits.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
+    return out
