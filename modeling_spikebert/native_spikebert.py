@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from ctypes import c_void_p
+from ctypes import c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -112,3 +112,67 @@ def compiled(source: str) -> Any:
 def pointers(*tensors: Tensor | None) -> list[c_void_p]:
     """What C++ takes of tensors, which the caller keeps alive; null for None."""
     return [c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+
+
+# The type of a spike, as C++ sees it, and the bits of 1 in it.
+BITS_OF_ONE = {
+    torch.uint8: ("uint8_t", 1),
+    torch.bfloat16: ("uint16_t", 0x3F80),
+    torch.float32: ("uint32_t", 0x3F800000),
+    torch.float64: ("uint64_t", 0x3FF0000000000000),
+}
+
+BITS_SOURCE = r"""
+#include <cstdint>
+
+// Eight spikes to a byte and back; values of any type, of which 0 has no bit set, and 1 the bits of `one`.
+template <class V>
+static void pack(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
+  #pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < count / 8; ++i) {
+    uint8_t byte = 0;
+    for (int64_t b = 0; b < 8; ++b) byte |= uint8_t(spikes[8 * i + b] != 0) << b;
+    bytes[i] = byte;
+  }
+  for (int64_t i = count / 8 * 8; i < count; ++i) bytes[i / 8] = (i % 8 ? bytes[i / 8] : 0) | (spikes[i] != 0) << i % 8;
+}
+
+template <class V>
+static void unpack(const uint8_t* bytes, V* spikes, int64_t count, int64_t threads, V one) {
+  #pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < count / 8; ++i)
+    for (int64_t b = 0; b < 8; ++b) spikes[8 * i + b] = bytes[i] >> b & 1 ? one : V(0);
+  for (int64_t i = count / 8 * 8; i < count; ++i) spikes[i] = bytes[i / 8] >> i % 8 & 1 ? one : V(0);
+}
+
+#define PACKING(V, ONE)                                                                                              \
+  extern "C" void pack_##V(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {                        \
+    pack(spikes, bytes, count, threads);                                                                             \
+  }                                                                                                                  \
+  extern "C" void unpack_##V(const uint8_t* bytes, V* spikes, int64_t count, int64_t threads) {                      \
+    unpack<V>(bytes, spikes, count, threads, ONE);                                                                   \
+  }
+"""
+
+
+@cache
+def _bits_library() -> Any:
+    return compiled(BITS_SOURCE + "".join(f"PACKING({name}, {one})\n" for name, one in BITS_OF_ONE.values()))
+
+
+def pack_spikes(spikes: Tensor) -> Tensor:
+    """Spikes on a CPU, of a type in `BITS_OF_ONE`, to one bit each: `[number of spikes / 8, rounded up]` bytes."""
+    spikes = spikes.contiguous()
+    count = spikes.numel()
+    out = torch.empty((count + 7) // 8, dtype=torch.uint8)
+    pack = getattr(_bits_library(), f"pack_{BITS_OF_ONE[spikes.dtype][0]}")
+    pack(*pointers(spikes, out), c_int64(count), c_int64(torch.get_num_threads()))
+    return out
+
+
+def unpack_spikes(bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The way back, to any of these types."""
+    out = torch.empty(shape, dtype=dtype)
+    unpack = getattr(_bits_library(), f"unpack_{BITS_OF_ONE[dtype][0]}")
+    unpack(*pointers(bits, out), c_int64(out.numel()), c_int64(torch.get_num_threads()))
+    return out

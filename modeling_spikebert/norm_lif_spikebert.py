@@ -377,7 +377,7 @@ def _forward(
 ) -> Tensor:
     x, weight, bias, constants = _arguments(x, weight, bias, neurons, eps)
     spikes = torch.empty(x.shape, dtype=dtype)
-    function = library[f"forward_{KERNELS[x.dtype, dtype]}"]
+    function = getattr(library, f"forward_{KERNELS[x.dtype, dtype]}")
     function(*pointers(x, weight, bias, spikes), *constants)
     return spikes
 
@@ -397,7 +397,7 @@ def _backward(
     grad_x = torch.empty(x.shape, dtype=x.dtype)
     parts = constants[0].threads
     grad_norm = torch.zeros(parts, 2, x.shape[-1], dtype=arithmetic_dtype(x.dtype))
-    function = library[f"backward_{KERNELS[x.dtype, grad_spikes.dtype]}"]
+    function = getattr(library, f"backward_{KERNELS[x.dtype, grad_spikes.dtype]}")
     function(*pointers(x, weight, bias, grad_spikes, grad_x, grad_norm), *constants)
     if weight is None:
         return grad_x, None, None

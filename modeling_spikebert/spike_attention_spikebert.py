@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .native_spikebert import compiled, kernels, needs_gradient, note, obstacle, pointers
+from .native_spikebert import compiled, kernels, needs_gradient, note, obstacle, pack_spikes, pointers, unpack_spikes
 
 
 class Tokens(NamedTuple):
@@ -124,20 +124,22 @@ def _heads(x: Tensor, tokens: Tokens, num_heads: int) -> Tensor:
 
 
 class _SpikeAttention(torch.autograd.Function):
-    """The kernels, with gradients; spikes are kept in one byte."""
+    """The kernels, with gradients; a spike is kept in one bit."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, num_heads: int, library: Any
     ) -> Tensor:
         ctx.num_heads, ctx.library, ctx.dtype = num_heads, library, query.dtype
-        ctx.save_for_backward(*(x.to(torch.uint8) for x in (query, key, value)), starts)
+        ctx.shape = query.shape
+        ctx.save_for_backward(*(pack_spikes(x) for x in (query, key, value)), starts)
         return _forward(library, query, key, value, starts, num_heads)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *spikes, starts = ctx.saved_tensors
+        *bits, starts = ctx.saved_tensors
+        spikes = [unpack_spikes(x, ctx.shape, torch.uint8) for x in bits]
         grads = _backward(ctx.library, *spikes, grad, starts, ctx.num_heads)
         return *(x.to(ctx.dtype) for x in grads), None, None, None
 
@@ -192,18 +194,23 @@ static inline void sum_over_channels(const V* spikes, const A* sums, A* out, A* 
   }
 }
 
-// out[j, c] = product of rows[j] and sums[c]
-template <class A, class R>
-static inline void products(const R* rows, const A* sums, A* out, A* row, int64_t count, int64_t width, int64_t size) {
+// out[j, c] = product of rows[j] and sums[:, c]
+template <class A>
+static inline void products(const A* rows, const A* sums, A* out, A* row, int64_t count, int64_t width, int64_t size) {
   for (int64_t j = 0; j < count; ++j) {
-    for (int64_t i = 0; i < size; ++i) row[i] = A(rows[j * width + i]);
-    for (int64_t c = 0; c < size; ++c) {
-      A product = 0;
-      #pragma omp simd reduction(+ : product)
-      for (int64_t i = 0; i < size; ++i) product += row[i] * sums[c * size + i];
-      out[j * width + c] = product;
+    std::fill(row, row + size, A(0));
+    for (int64_t i = 0; i < size; ++i) {
+      const A factor = rows[j * width + i];
+      for (int64_t c = 0; c < size; ++c) row[c] += factor * sums[i * size + c];
     }
+    std::copy(row, row + size, out + j * width);
   }
+}
+
+template <class A>
+static inline void transpose(A* square, int64_t size) {
+  for (int64_t c = 0; c < size; ++c)
+    for (int64_t i = 0; i < c; ++i) std::swap(square[c * size + i], square[i * size + c]);
 }
 
 template <class A, class V>
@@ -221,10 +228,12 @@ static void backward(const uint8_t* q, const uint8_t* k, const uint8_t* v, const
   each_head<A>(starts, z, [=](int64_t first, int64_t count, int64_t width, A* sums) {
     A *grad_sums = sums + z.size * z.size, *row = grad_sums + z.size * z.size;
     sum_over_tokens(k + first, v + first, sums, row, count, width, z.size);
+    transpose(sums, z.size);
     products(grad + first, sums, grad_q + first, row, count, width, z.size);
     sum_over_tokens(q + first, grad + first, grad_sums, row, count, width, z.size);
-    products(v + first, grad_sums, grad_k + first, row, count, width, z.size);
     sum_over_channels(k + first, grad_sums, grad_v + first, row, count, width, z.size);
+    transpose(grad_sums, z.size);
+    sum_over_channels(v + first, grad_sums, grad_k + first, row, count, width, z.size);
   });
 }
 
@@ -264,7 +273,9 @@ def _library() -> Any:
 def _forward(library: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, num_heads: int) -> Tensor:
     spikes = [x.contiguous() for x in (query, key, value)]
     out = torch.empty(query.shape, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32)
-    library[f"forward_{KERNELS[query.dtype]}"](*pointers(*spikes, out, starts), _sizes(query, starts, num_heads))
+    getattr(library, f"forward_{KERNELS[query.dtype]}")(
+        *pointers(*spikes, out, starts), _sizes(query, starts, num_heads)
+    )
     return out
 
 

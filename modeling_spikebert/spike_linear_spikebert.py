@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .int8_spikebert import dequantized_product, has_kernels, int8_product
-from .native_spikebert import compiled, kernels, needs_gradient, note, obstacle
+from .native_spikebert import BITS_OF_ONE, compiled, kernels, needs_gradient, note, obstacle, pack_spikes, unpack_spikes
 
 # An ordinary product is taken for more spikes per neuron and time step than this, and for fewer rows: it takes longer
 # to transpose the weights than to multiply these. Near where the two break even on a CPU with AVX2.
@@ -62,7 +62,7 @@ def spike_linear(
         reason = f"there are no kernels for {spikes.device.type}"
     if reason is None and not binary:
         reason = "spike counts are no spikes"
-    if reason is None and spikes.dtype not in KERNELS:
+    if reason is None and spikes.dtype not in BITS_OF_ONE:
         reason = f"there are no kernels for {spikes.dtype}"
     if reason is None and not training and spikes.dtype != torch.float32:
         reason = f"{spikes.dtype} without gradients"
@@ -115,7 +115,7 @@ class _SpikeLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None, library: Any) -> Tensor:
         ctx.library, ctx.shape, ctx.dtype = library, spikes.shape, spikes.dtype
-        ctx.save_for_backward(_pack(spikes, library), weight)
+        ctx.save_for_backward(pack_spikes(spikes), weight)
         return _product(spikes, weight, bias, library, training=True)
 
     @staticmethod
@@ -125,7 +125,7 @@ class _SpikeLinear(torch.autograd.Function):
         needs_spikes, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_weight = None
         if needs_weight:
-            spikes = _unpack(bits, ctx.shape, ctx.dtype, ctx.library)
+            spikes = unpack_spikes(bits, ctx.shape, ctx.dtype)
             if _takes_sums(spikes, MIN_ROWS):
                 grad_weight = _sums(spikes.t(), grad, None, ctx.library).t().contiguous()
             else:
@@ -139,7 +139,6 @@ class _SpikeLinear(torch.autograd.Function):
 SOURCE = r"""
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -201,40 +200,7 @@ extern "C" void sum_spikes(const float* spikes, int64_t rows, int64_t inner, int
     }
   }
 }
-
-// Eight spikes to a byte and back; values of any type, of which 0 has no bit set, and 1 the bits of `one`.
-template <class V>
-static void pack(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
-  #pragma omp parallel for num_threads(threads)
-  for (int64_t i = 0; i < count / 8; ++i) {
-    uint8_t byte = 0;
-    for (int64_t b = 0; b < 8; ++b) byte |= uint8_t(spikes[8 * i + b] != 0) << b;
-    bytes[i] = byte;
-  }
-  for (int64_t i = count / 8 * 8; i < count; ++i) bytes[i / 8] = (i % 8 ? bytes[i / 8] : 0) | (spikes[i] != 0) << i % 8;
-}
-
-template <class V>
-static void unpack(const uint8_t* bytes, V* spikes, int64_t count, int64_t threads, V one) {
-  #pragma omp parallel for num_threads(threads)
-  for (int64_t i = 0; i < count / 8; ++i)
-    for (int64_t b = 0; b < 8; ++b) spikes[8 * i + b] = bytes[i] >> b & 1 ? one : V(0);
-  for (int64_t i = count / 8 * 8; i < count; ++i) spikes[i] = bytes[i / 8] >> i % 8 & 1 ? one : V(0);
-}
-
-#define PACKING(V, ONE)                                                                                              \
-  extern "C" void pack_##V(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {                        \
-    pack(spikes, bytes, count, threads);                                                                             \
-  }                                                                                                                  \
-  extern "C" void unpack_##V(const uint8_t* bytes, V* spikes, int64_t count, int64_t threads) {                      \
-    unpack<V>(bytes, spikes, count, threads, ONE);                                                                   \
-  }
-PACKING(uint16_t, 0x3f80)  // bfloat16
-PACKING(uint32_t, 0x3f800000)
-PACKING(uint64_t, 0x3ff0000000000000)
 """
-
-KERNELS = {torch.bfloat16: "uint16_t", torch.float32: "uint32_t", torch.float64: "uint64_t"}
 
 
 @cache
@@ -242,9 +208,6 @@ def _library() -> Any:
     library = compiled(SOURCE)
     if library is not None:
         library.sum_spikes.argtypes = [c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_void_p, c_int64, c_int64]
-        for name in KERNELS.values():
-            for function in (library[f"pack_{name}"], library[f"unpack_{name}"]):
-                function.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
     return library
 
 
@@ -264,19 +227,4 @@ def _sums(spikes: Tensor, weight: Tensor, bias: Tensor | None, library: Any) -> 
         weight.shape[1],
         torch.get_num_threads(),
     )
-    return out
-
-
-def _pack(spikes: Tensor, library: Any) -> Tensor:
-    """Spikes in one bit each, `[ceil(number of spikes / 8)]` bytes."""
-    spikes = spikes.contiguous()
-    count = spikes.numel()
-    out = torch.empty((count + 7) // 8, dtype=torch.uint8)
-    library[f"pack_{KERNELS[spikes.dtype]}"](spikes.data_ptr(), out.data_ptr(), count, torch.get_num_threads())
-    return out
-
-
-def _unpack(bits: Tensor, shape: Any, dtype: torch.dtype, library: Any) -> Tensor:
-    out = torch.empty(shape, dtype=dtype)
-    library[f"unpack_{KERNELS[dtype]}"](bits.data_ptr(), out.data_ptr(), out.numel(), torch.get_num_threads())
     return out
