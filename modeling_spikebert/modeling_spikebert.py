@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """SpikeBERT: a spiking Transformer encoder for language (Lv et al., arXiv 2308.15122).
 
-Shapes, once for the whole file: `T` time steps, `B` batch, `L` tokens, `H` heads, `D` hidden, `C` classes.
+Shapes, once for the whole file: `T` time steps, `B` batch, `L` tokens of the longest sentence, `N` tokens of all
+sentences, `H` heads, `D` hidden, `C` classes.
 
-    ids [B, L] -> embeddings [B, L, D] -> encoding and blocks [T, B, L, D] -> means over T and L -> logits [B, C]
+    ids [B, L] -> embeddings [B, L, D] -> encoding and blocks [T, N, D] -> means over T and tokens -> logits [B, C]
 
-A block is spiking self-attention and an MLP, each added to a shortcut. The two kinds of shortcut differ in one place:
-with `shortcut="membrane"` a LayerNorm and neurons stand in front of a branch (`input_norm`, `input_neuron`), so that
-each Linear sees binary spikes; with `shortcut="spike"`, as published, they stand behind it (`output_norm`,
-`output_neuron`), and the shortcut is a sum of spikes.
+A block is spiking self-attention and an MLP, each added to a shortcut. The two variants differ in one place: in
+"membrane" a LayerNorm and neurons stand in front of a branch (`input_neuron`), so that each Linear sees binary spikes;
+in "published" they stand behind it (`output_neuron`), and the shortcut is a sum of spikes.
 """
 
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ class SpikeBertModelOutput(ModelOutput):
         attentions: with `output_attentions`, what a spiking model has in place of attention weights: of each block
             `q k^T`, how many channels fire in a query and a key at once, mean over time steps, `[B, H, L, L]`.
         firing_rates: with `output_firing_rates`, one tensor `[B, 7]` for each block: spikes per neuron and time step of
-            each sentence, mean over the tokens that count, of the signals named in `FIRING_RATE_NAMES`. With the spike
-            shortcut the two inputs are spike counts and may exceed 1.
+            each sentence, mean over the tokens that count, of the signals named in `FIRING_RATE_NAMES`. As published
+            the two inputs are spike counts and may exceed 1.
     """
 
     last_hidden_state: Tensor | None = None
@@ -123,6 +123,8 @@ class SpikeLinear(nn.Linear):
 
     `weight_scale` is that of int8 weights (`quantization_spikebert`).
     """
+
+    weight_scale: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, binary: bool = True):
         super().__init__(in_features, out_features)
@@ -456,8 +458,9 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
             raise ValueError(
                 f"inputs_embeds has values that are NaN, infinite or too large in {embeddings.dtype}. Pass others."
             )
+        batch, length = embeddings.shape[:2]
         mask = None if config.variant == "published" else attention_mask  # published: padding counts
-        tokens = Tokens.of(*embeddings.shape[:2], mask)
+        tokens = Tokens.of(batch, length, mask)
         x = self.encoding(tokens.pack(embeddings), num_time_steps or config.num_time_steps)  # [T, N, D]
         x, means, rates, attentions = self.encoder(
             x, tokens, bool(output_hidden_states), bool(output_firing_rates), bool(output_attentions)

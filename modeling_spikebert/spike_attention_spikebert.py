@@ -83,20 +83,21 @@ def spike_attention(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, n
     """
     training = needs_gradient(query, key, value)
     reason = obstacle(query)
-    if reason is None and (query.device.type != "cpu" or tokens.starts is None):
+    starts = tokens.starts
+    if reason is None and (query.device.type != "cpu" or starts is None):
         reason = f"there are no kernels for {query.device.type}"
     if reason is None and query.dtype not in KERNELS:
         reason = f"there are no kernels for {query.dtype}"
-    if reason is not None:
-        note("spike_attention", "naive", reason)
+    if reason is not None or starts is None:
+        note("spike_attention", "naive", str(reason))
         return spike_attention_naive(query, key, value, tokens, num_heads)
     library = kernels("spike_attention", _library, query.numel(), training)
     if library is None:
         return spike_attention_naive(query, key, value, tokens, num_heads)
     note("spike_attention", "c++", "silent channels are passed over")
     if training:
-        return _SpikeAttention.apply(query, key, value, tokens.starts, num_heads, library)
-    return _forward(library, query, key, value, tokens.starts, num_heads)
+        return _SpikeAttention.apply(query, key, value, starts, num_heads, library)
+    return _forward(library, query, key, value, starts, num_heads)
 
 
 def spike_attention_naive(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, num_heads: int) -> Tensor:
@@ -139,8 +140,8 @@ class _SpikeAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *bits, starts = ctx.saved_tensors
-        spikes = [unpack_spikes(x, ctx.shape, torch.uint8) for x in bits]
-        grads = _backward(ctx.library, *spikes, grad, starts, ctx.num_heads)
+        query, key, value = (unpack_spikes(x, ctx.shape, torch.uint8) for x in bits)
+        grads = _backward(ctx.library, query, key, value, grad, starts, ctx.num_heads)
         return *(x.to(ctx.dtype) for x in grads), None, None, None
 
 
