@@ -9,7 +9,6 @@ from torch.distributions import Bernoulli, kl_divergence
 
 from modeling_spikebert.distillation.layer_maps import last_layer_map, skip_layer_map, uniform_layer_map
 from modeling_spikebert.distillation.losses import (
-    attention_relation_loss,
     embedding_loss,
     firing_rate_loss,
     hidden_state_loss,
@@ -260,56 +259,6 @@ def test_logit_loss_does_not_depend_on_the_batch(problem_type):
         torch.testing.assert_close(
             logit_loss(x[row : row + 1], y[row : row + 1], 2.0, problem_type), together[row : row + 1], **CLOSE
         )
-
-
-# Attention relations
-
-
-def relations_by_loop(x: Tensor, row: int, heads: int, length: int) -> list[Tensor]:
-    """For each head and token of a sentence, the softmax of its scaled products with all tokens."""
-    width = x.shape[-1] // heads
-    found = []
-    for head in range(heads):
-        part = x[row, :length, head * width : (head + 1) * width]
-        for i in range(length):
-            scores = torch.stack([(part[i] * part[j]).sum() / width**0.5 for j in range(length)])
-            found.append(scores.exp() / scores.exp().sum())
-    return found
-
-
-def test_attention_relation_loss_by_a_plain_loop():
-    """Of other widths, with padding."""
-    ours, theirs = [random(B, L, 4), random(B, L, 4, seed=1)], [random(B, L, D, seed=2), random(B, L, D, seed=3)]
-    loss = attention_relation_loss(ours, theirs, MASK, heads=2)
-    for row in range(B):
-        length = int(MASK[row].sum())
-        per_signal = []
-        for student, teacher in zip(ours, theirs, strict=True):
-            pairs = zip(*(relations_by_loop(x, row, 2, length) for x in (teacher, student)), strict=True)
-            per_signal.append(torch.stack([(p * (p / q).log()).sum() for p, q in pairs]).mean())
-        torch.testing.assert_close(loss[row], torch.stack(per_signal).mean(), **CLOSE)
-
-
-def test_attention_relation_loss_is_zero_for_equal_relations():
-    """A rotation of keys or values leaves their products as they are; so does a copy at half the width."""
-    x, y = random(B, L, D), random(B, L, D, seed=1)
-    rotation = torch.linalg.qr(random(D, D, seed=2)).Q
-    zero = torch.zeros(B, dtype=torch.float64)
-    torch.testing.assert_close(attention_relation_loss([x @ rotation, y], [x, y], MASK, 1), zero, **CLOSE)
-    wide = torch.cat([x, x], dim=-1) * 2**-0.25  # products twice as large, divided by the root of twice the width
-    torch.testing.assert_close(attention_relation_loss([x, x], [wide, wide], MASK, 1), zero, **CLOSE)
-
-
-def test_attention_relation_loss_does_not_see_padding():
-    x, y = random(B, L, D), random(B, L, D, seed=1)
-    changed = torch.where(MASK.bool().unsqueeze(-1), x, 100 * random(B, L, D, seed=2)).requires_grad_()
-    losses = attention_relation_loss([x, x], [y, y], MASK, 2)
-    torch.testing.assert_close(attention_relation_loss([changed, changed], [y, y], MASK, 2), losses, **CLOSE)
-    attention_relation_loss([changed, changed], [y, y], MASK, 2).sum().backward()
-    assert changed.grad[MASK == 0].abs().max() == 0
-    alone = MASK.sum(1) == 1  # a token that relates to itself only
-    assert changed.grad[(MASK == 1) & ~alone.unsqueeze(1)].abs().min() > 0
-    assert torch.equal(losses > 0, ~alone)
 
 
 # The layer map

@@ -24,18 +24,12 @@ from tiny_training import (
 from torch import nn
 from transformers import (
     BertModel,
-    DistilBertConfig,
-    DistilBertModel,
-    ModernBertConfig,
-    ModernBertModel,
     default_data_collator,
 )
 
 from modeling_spikebert.distillation import teachers
-from modeling_spikebert.distillation.relations import recorded_keys_and_values
 
 stages = pytest.mark.parametrize("stage", ["general", "task"])
-RELATIONS = {"attention_relation_weight": 1.0}
 
 
 class Counter:
@@ -53,14 +47,13 @@ class Counter:
 
 
 @stages
-@pytest.mark.parametrize("options", [{}, RELATIONS], ids=["losses", "and_relations"])
-def test_a_training_with_cached_outputs_follows_the_same_path(tmp_path, stage, options, monkeypatch):
+def test_a_training_with_cached_outputs_follows_the_same_path(tmp_path, stage, monkeypatch):
     """To rounding: kept here in float32, while files have float16.
 
     Adam divides a gradient by its size, so without a larger epsilon rounding alone would turn gradients near 0 around.
     """
     monkeypatch.setattr(teachers, "STATE_DTYPE", np.float32)
-    options = options | {"max_steps": 6, "adam_epsilon": 1e-3}
+    options = {"max_steps": 6, "adam_epsilon": 1e-3}
     trainers = []
     for name in ("plain", "cached"):
         models = stage_models(stage, **OTHER_SIZES)
@@ -102,10 +95,9 @@ def test_another_run_finds_the_file_and_another_teacher_does_not(tmp_path):
     assert [calls_while_building(), calls_while_building()] == [4, 0]
     assert calls_while_building(other) == 4
     assert calls_while_building(layer_map=[2, 2]) == 4
-    assert calls_while_building(**RELATIONS) == 4
     assert calls_while_building(trainer_options={"train_dataset": stage_text("task", seed=5)}) == 4
     assert calls_while_building() == 0
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 5
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 4
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "no_checksum", "no_file"])
@@ -183,85 +175,6 @@ def test_rows_keep_their_order_and_columns(tmp_path):
     for place, layer in enumerate(trainer.layer_map):
         actual = torch.from_numpy(states[:, place].astype(np.float32))
         torch.testing.assert_close(actual, expected.hidden_states[layer][0], rtol=1e-3, atol=1e-3)
-
-
-# Keys and values
-
-
-def test_recorded_keys_and_values_are_those_of_the_last_layer():
-    teacher = tiny_teacher(BertModel).eval()
-    ids = torch.tensor([[2, 9, 8, 3]])
-    with torch.no_grad(), recorded_keys_and_values(teacher) as recorded:
-        states = teacher(ids, output_hidden_states=True).hidden_states
-    attention = teacher.encoder.layer[-1].attention.self
-    assert torch.equal(recorded[0], attention.key(states[-2]))
-    assert torch.equal(recorded[1], attention.value(states[-2]))
-    assert not attention.key._forward_hooks
-
-
-def test_packed_and_renamed_keys_and_values_are_found():
-    sizes = {"vocab_size": 64, "pad_token_id": 0}
-    modern = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    modern |= {"cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
-    ids = torch.tensor([[2, 9, 8, 3]])
-    teacher = ModernBertModel(ModernBertConfig(**sizes, **modern)).eval()
-    with torch.no_grad(), recorded_keys_and_values(teacher) as recorded:
-        states = teacher(ids, output_hidden_states=True).hidden_states
-        packed = teacher.layers[-1].attn.Wqkv(teacher.layers[-1].attn_norm(states[-2]))
-    torch.testing.assert_close(torch.cat(recorded, -1), packed[..., 32:])
-    teacher = DistilBertModel(DistilBertConfig(**sizes, dim=32, n_layers=2, n_heads=4, hidden_dim=48)).eval()
-    with torch.no_grad(), recorded_keys_and_values(teacher) as recorded:
-        states = teacher(ids, output_hidden_states=True).hidden_states
-    assert torch.equal(recorded[1], teacher.transformer.layer[-1].attention.v_lin(states[-2]))
-
-
-def test_a_teacher_without_known_keys_and_values_is_refused_at_once(tmp_path):
-    student, teacher = stage_models("general")
-    for layer in teacher.encoder.layer:
-        attention = layer.attention.self
-        attention.kay = attention._modules.pop("key")
-    with pytest.raises(ValueError, match=r"finds no keys and values in BertModel\. Set attention_relation_weight=0"):
-        make_trainer(tmp_path, "general", (student, teacher), **RELATIONS)
-
-
-@stages
-@pytest.mark.parametrize("implementation", ["plain", "fused"])
-def test_the_students_keys_and_values_are_those_of_its_block(tmp_path, stage, implementation, uncompiled):
-    """The fused path, which does not call the modules, gives the same loss and gradients."""
-    trainer = in_float64(make_trainer(tmp_path, stage, stage_models(stage, **OTHER_SIZES), **RELATIONS))
-    student = trainer.student
-    student.config.implementation = implementation
-    kept = []
-    if implementation == "plain":
-        attention = student.base_model.encoder.layer[-1].attention
-        for module in (attention.key_norm, attention.value_norm):
-            module.register_forward_hook(lambda module, args, output: kept.append(output.mean(0)))
-    batch = trainer.data_collator([stage_text(stage)[i] for i in range(4)])
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    student.train()
-    outputs = student(**inputs, output_hidden_states=True, output_projections=True, return_dict=True)
-    if implementation == "plain":
-        for ours, theirs in zip(outputs["keys_and_values"], kept[:2], strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    loss, _ = trainer.compute_loss(student, dict(batch), return_outputs=True)
-    loss.backward()
-    gradients = {name: p.grad for name, p in student.named_parameters()}
-    student.zero_grad()
-    student.config.implementation = "plain"
-    expected = trainer.compute_loss(student, dict(batch))
-    expected.backward()
-    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
-    for name, parameter in student.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=0, atol=1e-10, msg=name)
-
-
-def test_other_callers_see_no_keys_and_values(tmp_path):
-    trainer = make_trainer(tmp_path, "task", **RELATIONS)
-    trainer.train()
-    outputs = trainer.student(torch.tensor([[2, 9, 3]]))
-    assert "keys_and_values" not in outputs
-    make_trainer(tmp_path, "task", (trainer.student, stage_models("task")[1]))
-    assert not trainer.student.base_model.encoder.layer[-1]._forward_hooks
 
 
 # Refused, or not needed

@@ -243,14 +243,14 @@ def test_every_loss_and_firing_rate_reaches_tensorboard(tmp_path, stage, monkeyp
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
-    options = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "attention_relation_weight": 0.1}
+    options = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
     trainer = make_trainer(tmp_path, stage, report_to="tensorboard", **options)
     trainer.train()
     (folder,) = {path.parent for path in (tmp_path / "events").rglob("events.out.*")}
     events = EventAccumulator(str(folder)).Reload()
     names = set(events.Tags()["scalars"])
     values = ["loss", "firing_rate", "firing_rate_layer_1", "firing_rate_layer_2", "loss_hidden_states"]
-    values += ["loss_embeddings", "loss_attention_relations"]
+    values += ["loss_embeddings"]
     values += ["loss_logits", "loss_cross_entropy"] if stage == "task" else []
     assert {f"train/{name}" for name in values} | {f"eval/{name}" for name in values} <= names
     assert {"train/samples_per_second", "train/tokens_per_second", "train/peak_memory_mb"} <= names

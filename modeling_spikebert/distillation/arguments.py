@@ -13,7 +13,6 @@ WEIGHTS = (
     "embedding_weight",
     "logit_weight",
     "cross_entropy_weight",
-    "attention_relation_weight",
     "firing_rate_weight",
 )
 
@@ -52,13 +51,6 @@ class DistillationTrainingArguments(TrainingArguments):
     target_firing_rate: float = field(
         default=0.05,
         metadata={"help": "Firing rate, in spikes per neuron and time step, up to which nothing is penalised."},
-    )
-    attention_relation_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of the attention-relation loss: how keys relate to keys and values to values in the last "
-            "layer (MiniLM). It needs no projection, whatever the widths. Published: none."
-        },
     )
     temperature: float = field(default=1.0, metadata={"help": "Softens the logits of both models. Published: 1."})
     layer_map: list[int] | str | None = field(  # None is there for HfArgumentParser: it then takes a string
@@ -121,10 +113,7 @@ class DistillationTrainingArguments(TrainingArguments):
         weights = {"hidden_states": self.hidden_state_weight, "embeddings": self.embedding_weight}
         if self.stage == "task":
             weights |= {"logits": self.logit_weight, "cross_entropy": self.cross_entropy_weight}
-        return weights | {
-            "attention_relations": self.attention_relation_weight,
-            "firing_rate": self.firing_rate_weight,
-        }
+        return weights | {"firing_rate": self.firing_rate_weight}
 
 
 def _started_without_gpus() -> bool:

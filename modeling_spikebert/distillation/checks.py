@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, check_encoder
+from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
+from ..teacher_spikebert import check_encoder
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:

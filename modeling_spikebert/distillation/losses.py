@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels_spikebert import arithmetic_dtype
 from ..modeling_spikebert import masked_mean
 
 
@@ -53,39 +52,6 @@ def embedding_loss(projected: Tensor, targets: Tensor, token_mask: Tensor, varia
         `[B]`.
     """
     return masked_mean((projected - targets).square().mean(-1, keepdim=True), token_mask).squeeze(-1) / variance
-
-
-def attention_relation_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor], token_mask: Tensor, heads: int) -> Tensor:
-    """How far the student's tokens relate to one another otherwise than the teacher's do.
-
-    Keys with keys and values with values give, by a softmax of scaled dot products, a distribution over tokens for each
-    token and head; the loss is `KL(teacher || student)`, mean over tokens, heads, keys and values (MiniLM, Wang et al.,
-    NeurIPS 2020, eq. 4 to 6, with keys as in MiniLMv2, Findings of ACL 2021, eq. 4 and 5). The widths need not agree.
-
-    Args:
-        ours: keys and values of the student, `[B, L, D_S]` each.
-        theirs: of the teacher, `[B, L, D_T]` each.
-        token_mask: `[B, L]`, 1 for tokens and 0 for padding.
-        heads: number of relation heads, divides both widths.
-
-    Returns:
-        `[B]`; 0 where the relations agree.
-    """
-    per_signal = []
-    for student, teacher in zip(ours, theirs, strict=True):
-        log_p, log_q = (_relations(x, token_mask, heads) for x in (teacher, student))  # [B, heads, L, L]
-        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean(1)  # [B, L]
-        per_signal.append(masked_mean(divergence.unsqueeze(-1), token_mask).squeeze(-1))
-    return sum(per_signal[1:], per_signal[0]) / len(per_signal)
-
-
-def _relations(x: Tensor, token_mask: Tensor, heads: int) -> Tensor:
-    """Log-probabilities over the real tokens for each token: `[B, L, D]` to `[B, heads, L, L]`."""
-    x = x.to(arithmetic_dtype(x.dtype)).unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, L, D / heads]
-    scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5
-    # Not -inf: 0 * -inf is no number. A padded key has probability 0 on both sides, and adds nothing.
-    scores = scores.masked_fill(token_mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min)
-    return scores.log_softmax(-1)
 
 
 def firing_rate_loss(firing_rates: Sequence[Tensor], target: float) -> Tensor:

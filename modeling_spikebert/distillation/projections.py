@@ -5,8 +5,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .relations import student_keys_and_values
-
 ATTRIBUTE = "distillation_projections"
 
 
@@ -31,15 +29,13 @@ class FeatureProjections(nn.Module):
         self.embeddings = (
             nn.Identity() if student_size == embedding_size else nn.Linear(student_size, embedding_size, bias=False)
         )
-        self._handles: list[Any] = []
-        self._keys_and_values: list[Tensor] | None = None
+        self._handle: Any = None
 
-    def attach(self, student: PreTrainedModel, relations: bool = False) -> None:
+    def attach(self, student: PreTrainedModel) -> None:
         """Joins the student.
 
         Args:
             student: whose outputs then have `projected_states` where `output_projections` asks for them.
-            relations: whether they have `keys_and_values` of the last block, too (see `student_keys_and_values`).
         """
         previous = getattr(student, ATTRIBUTE, None)
         if previous is not None:
@@ -47,14 +43,10 @@ class FeatureProjections(nn.Module):
         self.to(student.device, student.dtype)
         setattr(student, ATTRIBUTE, self)
         student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) | self._saved_names()
-        self._handles = [student.register_forward_hook(self._project, with_kwargs=True)]
-        if relations:
-            base: Any = student.base_model
-            self._handles.append(base.encoder.layer[-1].register_forward_hook(self._keep_keys_and_values))
+        self._handle = student.register_forward_hook(self._project, with_kwargs=True)
 
     def detach(self, student: PreTrainedModel) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._handle.remove()
         delattr(student, ATTRIBUTE)
         student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) - self._saved_names()
 
@@ -66,13 +58,7 @@ class FeatureProjections(nn.Module):
             word_embeddings = student.get_input_embeddings()(kwargs["input_ids"])
             # A plain dict: DDP takes outputs apart and rebuilds them, and a ModelOutput refuses further fields there.
             outputs = {**outputs, "projected_states": self(outputs.hidden_states[1:], word_embeddings)}
-            if self._keys_and_values is not None:
-                outputs["keys_and_values"] = tuple(self._keys_and_values)
-        self._keys_and_values = None
         return outputs
-
-    def _keep_keys_and_values(self, layer: Any, args: tuple[Any, ...], output: Any) -> None:
-        self._keys_and_values = student_keys_and_values(layer, args)
 
     def forward(self, hidden_states: tuple[Tensor, ...], word_embeddings: Tensor) -> tuple[Tensor, ...]:
         """Projected word embeddings `[B, L, embedding_size]`, then projected states, `[B, L, teacher_size]` each."""

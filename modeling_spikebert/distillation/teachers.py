@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .checkpoints import sha256
-from .relations import recorded_keys_and_values
 
 logger = logging.get_logger(__name__)
 
@@ -33,8 +31,7 @@ class TeacherOutputs:
     """Targets of a batch.
 
     Args:
-        states: `K` tensors `[B, L, D]`: hidden states of the layers that teach, and behind them keys and values of the
-            last layer where they are asked for.
+        states: `K` tensors `[B, L, D]`: hidden states of the layers that teach.
         logits: `[B, C]`, if it has a classifier.
     """
 
@@ -48,25 +45,18 @@ class Teacher:
     Args:
         model: a frozen encoder, with or without classifier.
         layers: whose hidden states are kept, counted from 1.
-        relations: whether keys and values of the last layer are kept, too.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: list[int], relations: bool):
-        self.model, self.layers, self.relations = model, layers, relations
+    def __init__(self, model: PreTrainedModel, layers: list[int]):
+        self.model, self.layers = model, layers
         self.input_names = set(inspect.signature(model.forward).parameters) - {"labels"}
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Any]) -> TeacherOutputs:
-        recorded: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if self.relations:
-            recorded = recorded_keys_and_values(self.model)
-        with recorded as keys_and_values:
-            outputs = self.model(
-                **{name: value for name, value in inputs.items() if name in self.input_names},
-                output_hidden_states=True,
-            )
-        states = [outputs.hidden_states[layer] for layer in self.layers]
-        return TeacherOutputs([*states, *keys_and_values], outputs.get("logits"))
+        outputs = self.model(
+            **{name: value for name, value in inputs.items() if name in self.input_names}, output_hidden_states=True
+        )
+        return TeacherOutputs([outputs.hidden_states[layer] for layer in self.layers], outputs.get("logits"))
 
 
 def cached(
@@ -120,7 +110,7 @@ def cached(
     digest = hashlib.sha256()
     for name, weight in sorted(teacher.model.state_dict().items()):
         digest.update(name.encode() + weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    options = (teacher.layers, teacher.relations, str(teacher.model.config), precision)
+    options = (teacher.layers, str(teacher.model.config), precision)
     fingerprint = Hasher.hash((dataset._fingerprint, digest.hexdigest(), *options))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"teacher-{fingerprint}.arrow"

@@ -16,17 +16,17 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
+from ..checks_spikebert import classification_losses
 from ..data import TextStream
 from ..hub import CodeFilesCallback, save_code_files, write_model_card
-from ..modeling_spikebert import SpikeBertPreTrainedModel, classification_losses
+from ..modeling_spikebert import SpikeBertPreTrainedModel
 from .arguments import WEIGHTS, DistillationTrainingArguments
 from .callbacks import use_console
 from .checkpoints import last_checkpoint
 from .checks import check_label_range, check_models, check_tokenizers, embedding_table
 from .layer_maps import resolve_layer_map
-from .losses import attention_relation_loss, embedding_loss, firing_rate_loss, hidden_state_loss, logit_loss
+from .losses import embedding_loss, firing_rate_loss, hidden_state_loss, logit_loss
 from .projections import ATTRIBUTE, FeatureProjections
-from .relations import key_and_value_modules
 from .resuming import ResumableTrainer
 from .speed import peak_memory_mb
 from .teachers import LOGITS, STATES, CachedTeacherCollator, Teacher, TeacherOutputs, cached, from_batch
@@ -83,17 +83,12 @@ class DistillationTrainer(ResumableTrainer):
         )
         if args.stage == "task":
             check_label_range(model, kwargs.get("train_dataset"))
-        relations = args.attention_relation_weight > 0
-        if relations:
-            key_and_value_modules(teacher)
         loading: Any = args.accelerator_config
         if isinstance(kwargs.get("train_dataset"), IterableDataset) and loading.dispatch_batches is None:
             # Each process reads the stream and takes its share; sending batches around needs them of equal lengths.
             loading.dispatch_batches = False
 
         super().__init__(model=model, args=args, **kwargs)
-        if relations and self.is_fsdp_enabled:
-            raise ValueError("attention_relation_weight must be 0 under FSDP, which hides keys and values of a block.")
         if args.non_finite == "skip" and self.is_deepspeed_enabled:
             raise ValueError("non_finite must be 'stop' under DeepSpeed: its step is done before a gradient is seen.")
         self.projections = FeatureProjections(  # here, because the Trainer has set the seed
@@ -104,7 +99,7 @@ class DistillationTrainer(ResumableTrainer):
         # Without a loss they have no gradient, for which DDP would wait.
         self.projections.layers.requires_grad_(args.hidden_state_weight > 0)
         self.projections.embeddings.requires_grad_(args.embedding_weight > 0)
-        self.projections.attach(model, relations)
+        self.projections.attach(model)
         self.student = model
         # What the model card says beside what the trainer knows: keyword arguments of `create_model_card`.
         self.card_options: dict[str, Any] = {}
@@ -116,8 +111,7 @@ class DistillationTrainer(ResumableTrainer):
             self.args.prediction_loss_only = True
 
         self.teacher = teacher.requires_grad_(False).eval().to(self.accelerator.device)
-        self._run_teacher = Teacher(self.teacher, self.layer_map, relations)
-        self._relation_heads = math.gcd(model.config.num_attention_heads, teacher.config.num_attention_heads)
+        self._run_teacher = Teacher(self.teacher, self.layer_map)
         self._teacher_variance = embedding_table(teacher).var()
         if args.teacher_cache is not None:
             self._cache_teacher(Path(args.teacher_cache))
@@ -141,8 +135,7 @@ class DistillationTrainer(ResumableTrainer):
                 self.accelerator.mixed_precision,
                 check=self.args.local_process_index == 0,
             )
-        num_states = len(self.layer_map) + (2 if self._run_teacher.relations else 0)
-        self.data_collator = CachedTeacherCollator(self.data_collator, num_states)
+        self.data_collator = CachedTeacherCollator(self.data_collator, len(self.layer_map))
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -190,10 +183,9 @@ class DistillationTrainer(ResumableTrainer):
         ids, labels = inputs["input_ids"], inputs.get("labels")
         token_mask = inputs.get("attention_mask", torch.ones_like(ids))
         word_embeddings, *states = outputs["projected_states"]
-        count = len(self.layer_map)
         losses = {}
         if weights["hidden_states"]:
-            losses["hidden_states"] = hidden_state_loss(states, targets.states[:count], token_mask)
+            losses["hidden_states"] = hidden_state_loss(states, targets.states, token_mask)
         if weights["embeddings"]:
             embeddings = self.teacher.get_input_embeddings()(ids)
             losses["embeddings"] = embedding_loss(word_embeddings, embeddings, token_mask, self._teacher_variance)
@@ -209,10 +201,6 @@ class DistillationTrainer(ResumableTrainer):
             assert targets.logits is not None
             losses["logits"] = logit_loss(
                 outputs["logits"], targets.logits, self.args.temperature, self.student.config.problem_type
-            )
-        if weights["attention_relations"]:
-            losses["attention_relations"] = attention_relation_loss(
-                outputs["keys_and_values"], targets.states[count:], token_mask, self._relation_heads
             )
         if weights["firing_rate"]:
             losses["firing_rate"] = firing_rate_loss(outputs["firing_rates"], self.args.target_firing_rate)
