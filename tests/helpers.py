@@ -1,5 +1,7 @@
 """Tiny models whose neurons fire."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 import modeling_spikebert
 from modeling_spikebert.configuration_spikebert import SpikeBertConfig
+from modeling_spikebert.native_spikebert import use_fast_forms
 
 SIZES = {
     "vocab_size": 64,
@@ -49,7 +52,9 @@ def make_neurons_fire(model: nn.Module, seed: int = 0) -> None:
 
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm) or type(module).__name__ == "SpikeBertNeuron":  # remote code, too
+                if module.weight is None:
+                    continue
                 random(module.weight, 3.0, 0.5)
                 random(module.bias, 1.5, 0.5)
             elif isinstance(module, nn.Linear):
@@ -77,12 +82,22 @@ def mask_of(*lengths: int) -> Tensor:
     return (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
 
 
-def results_of(model, implementation: str, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+@contextmanager
+def fast_forms(enabled: bool) -> Iterator[None]:
+    """The operators' fast forms on or off, and on behind it, as they are by default."""
+    use_fast_forms(enabled)
+    try:
+        yield
+    finally:
+        use_fast_forms(True)
+
+
+def results_of(model, fast: bool, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Outputs, those at real tokens only, and gradients of a loss that all of them enter."""
-    model.config.implementation = implementation
     model.zero_grad()
-    outputs = model(ids, attention_mask=mask, output_hidden_states=True, output_firing_rates=True)
-    real = torch.ones_like(ids) if mask is None or not model.config.mask_padding else mask
+    with fast_forms(fast):
+        outputs = model(ids, attention_mask=mask, output_hidden_states=True, output_firing_rates=True)
+    real = torch.ones_like(ids) if mask is None or model.config.variant == "published" else mask
     named = {"logits": outputs.logits} | {f"rates {i}": rates for i, rates in enumerate(outputs.firing_rates)}
     named |= {f"state {i}": state * real.unsqueeze(-1) for i, state in enumerate(outputs.hidden_states)}
     generator = torch.Generator().manual_seed(0)

@@ -86,15 +86,15 @@ def reference_forward(
     outputs = [x]
     for layer in range(num_layers):
         block = f"spikebert.encoder.layer.{layer}"
-        q = branch(x, f"{block}.attention.query", f"{block}.attention.query_norm")
-        k = branch(x, f"{block}.attention.key", f"{block}.attention.key_norm")
-        v = branch(x, f"{block}.attention.value", f"{block}.attention.value_norm")
+        q = branch(x, f"{block}.attention.query", f"{block}.attention.query_neuron")
+        k = branch(x, f"{block}.attention.key", f"{block}.attention.key_neuron")
+        v = branch(x, f"{block}.attention.value", f"{block}.attention.value_neuron")
         products = [attention_product(q[t], k[t], v[t]) for t in range(num_steps)]
         context = signals[f"{block}.attention.context"] = neurons(products, tau, ATTENTION_THRESHOLD)
-        attention = branch(context, f"{block}.attention.output", f"{block}.attention.output_norm")
+        attention = branch(context, f"{block}.attention.output", f"{block}.attention.output_neuron")
         x = [x[t] + attention[t] for t in range(num_steps)]
-        hidden = branch(x, f"{block}.mlp.intermediate", f"{block}.mlp.intermediate_norm")
-        mlp = branch(hidden, f"{block}.mlp.output", f"{block}.mlp.output_norm")
+        hidden = branch(x, f"{block}.mlp.intermediate", f"{block}.mlp.intermediate_neuron")
+        mlp = branch(hidden, f"{block}.mlp.output", f"{block}.mlp.output_neuron")
         x = [x[t] + mlp[t] for t in range(num_steps)]
         outputs.append(x)
 

@@ -19,29 +19,35 @@ ROOT = Path(modeling_spikebert.__file__).parent
 PACKAGE = "modeling_spikebert"
 # What a checkpoint carries, each with the files among them that it may import.
 FLAT = {
-    "neurons_spikebert": set(),
-    "configuration_spikebert": {"neurons_spikebert"},
+    "native_spikebert": set(),
     "triton_spikebert": set(),
-    "kernels_spikebert": {"neurons_spikebert", "triton_spikebert"},
-    "quantization_spikebert": set(),
-    "sparse_spikebert": set(),
-    "fused_spikebert": {"kernels_spikebert", "quantization_spikebert", "sparse_spikebert"},
-    "early_exit_spikebert": {"fused_spikebert"},
+    "norm_lif_spikebert": {"native_spikebert", "triton_spikebert"},
+    "int8_spikebert": set(),
+    "spike_linear_spikebert": {"int8_spikebert", "native_spikebert"},
+    "spike_attention_spikebert": {"native_spikebert"},
+    "configuration_spikebert": set(),
+    "checks_spikebert": {"configuration_spikebert"},
     "loading_spikebert": set(),
+    "teacher_spikebert": {"configuration_spikebert"},
+    "quantization_spikebert": {"int8_spikebert"},
     "modeling_spikebert": {
+        "checks_spikebert",
         "configuration_spikebert",
-        "early_exit_spikebert",
-        "fused_spikebert",
         "loading_spikebert",
-        "neurons_spikebert",
+        "norm_lif_spikebert",
+        "quantization_spikebert",
+        "spike_attention_spikebert",
+        "spike_linear_spikebert",
+        "teacher_spikebert",
     },
 }
+# Imported when a model is asked for int8 weights, and not before.
+LATE = {"quantization_spikebert"}
 # From the bottom up: a module imports only from layers below its own, or from its own sub-package.
 LAYERS = [
-    {"loading_spikebert", "neurons_spikebert", "sparse_spikebert", "triton_spikebert"},
-    {"configuration_spikebert", "kernels_spikebert", "quantization_spikebert"},
-    {"fused_spikebert"},
-    {"early_exit_spikebert"},
+    {"configuration_spikebert", "int8_spikebert", "loading_spikebert", "native_spikebert", "triton_spikebert"},
+    {"norm_lif_spikebert", "spike_attention_spikebert", "spike_linear_spikebert"},
+    {"checks_spikebert", "quantization_spikebert", "teacher_spikebert"},
     {"modeling_spikebert"},
     {"hub", "registration"},
     {"data", "energy"},
@@ -175,7 +181,7 @@ logits = SpikeBertForSequenceClassification(config)(torch.tensor([[1, 2, 3]])).l
 assert logits.shape == (1, 2) and logits.isfinite().all()
 print(sorted(name for name in sys.modules if name.split(".")[0] in ("alone", {PACKAGE!r})))
 """
-    assert run_python(code, tmp_path) == str(sorted(["alone", *(f"alone.{name}" for name in FLAT)]))
+    assert run_python(code, tmp_path) == str(sorted(["alone", *(f"alone.{name}" for name in FLAT.keys() - LATE)]))
 
 
 # The package
@@ -185,7 +191,7 @@ def test_no_cycle_of_imports():
     graph = {name: internal_imports(name) - {name} for name in MODULES}
     assert set().union(*graph.values()) <= set(MODULES), "an import of a module that does not exist"
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError with the cycle
-    assert order.index("neurons_spikebert") < order.index("configuration_spikebert") < order.index("modeling_spikebert")
+    assert order.index("native_spikebert") < order.index("norm_lif_spikebert") < order.index("modeling_spikebert")
 
 
 def test_imports_go_from_upper_layers_to_lower_ones():
@@ -262,6 +268,23 @@ assert [type(model) for model in (*models, classify.model)] == [
 print(classify("word1")[0]["label"])
 """
     assert run_python(code, tmp_path / "model").startswith("LABEL_")
+
+
+def test_a_float_checkpoint_loads_without_the_quantizer(tmp_path):
+    """It extends transformers by a method of quantisation, which only int8 weights need."""
+    code = f"""
+import sys
+from {PACKAGE} import SpikeBertConfig, SpikeBertForSequenceClassification
+sizes = {{"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}}
+SpikeBertForSequenceClassification(SpikeBertConfig(**sizes)).save_pretrained(sys.argv[1])
+load = SpikeBertForSequenceClassification.from_pretrained
+load(sys.argv[1])
+load(sys.argv[1], config=SpikeBertConfig.from_pretrained(sys.argv[1]))
+print("{PACKAGE}.quantization_spikebert" in sys.modules)
+load(sys.argv[1], quantization_config={{"quant_method": "spikebert_int8"}})
+print("{PACKAGE}.quantization_spikebert" in sys.modules)
+"""
+    assert run_python(code, tmp_path).split() == ["False", "True"]
 
 
 def test_every_public_name_exists_and_no_other_is_made_up():

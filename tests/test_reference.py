@@ -29,7 +29,7 @@ def test_the_published_constants_are_the_reference_config():
     assert (config.num_time_steps, config.tau, config.v_threshold, config.attention_v_threshold) == (4, 2.0, 1.0, 0.5)
     assert (config.attention_scale, config.v_reset, config.surrogate_alpha) == (0.125, 0.0, 2.0)
     assert type(config).reference().num_attention_heads == 8
-    assert not config.mask_padding
+    assert config.variant == "published"
 
 
 def test_the_restated_equations_share_no_code_with_the_package():

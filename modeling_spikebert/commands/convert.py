@@ -34,17 +34,17 @@ from .options import OptionParser
 ENCODER = {
     "emb": "embeddings.word_embeddings",
     "blocks.{i}.attn.q_m": "encoder.layer.{i}.attention.query",
-    "blocks.{i}.attn.q_ln": "encoder.layer.{i}.attention.query_norm",
+    "blocks.{i}.attn.q_ln": "encoder.layer.{i}.attention.query_neuron",
     "blocks.{i}.attn.k_m": "encoder.layer.{i}.attention.key",
-    "blocks.{i}.attn.k_ln": "encoder.layer.{i}.attention.key_norm",
+    "blocks.{i}.attn.k_ln": "encoder.layer.{i}.attention.key_neuron",
     "blocks.{i}.attn.v_m": "encoder.layer.{i}.attention.value",
-    "blocks.{i}.attn.v_ln": "encoder.layer.{i}.attention.value_norm",
+    "blocks.{i}.attn.v_ln": "encoder.layer.{i}.attention.value_neuron",
     "blocks.{i}.attn.last_m": "encoder.layer.{i}.attention.output",
-    "blocks.{i}.attn.last_ln": "encoder.layer.{i}.attention.output_norm",
+    "blocks.{i}.attn.last_ln": "encoder.layer.{i}.attention.output_neuron",
     "blocks.{i}.mlp.fc1": "encoder.layer.{i}.mlp.intermediate",
-    "blocks.{i}.mlp.ln1": "encoder.layer.{i}.mlp.intermediate_norm",
+    "blocks.{i}.mlp.ln1": "encoder.layer.{i}.mlp.intermediate_neuron",
     "blocks.{i}.mlp.fc2": "encoder.layer.{i}.mlp.output",
-    "blocks.{i}.mlp.ln2": "encoder.layer.{i}.mlp.output_norm",
+    "blocks.{i}.mlp.ln2": "encoder.layer.{i}.mlp.output_neuron",
 }
 NAMES: dict[str, dict[str, str | None]] = {
     "general": {

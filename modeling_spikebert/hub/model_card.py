@@ -17,7 +17,7 @@ BODY = """---
 
 A spiking Transformer for language (SpikeBERT, [arXiv 2308.15122](https://arxiv.org/abs/2308.15122)){taught_by}.
 Its depth is {num_hidden_layers}, its width {hidden_size}, its number of time steps {num_time_steps}. The neurons are
-leaky integrate-and-fire neurons; {shortcut}.
+leaky integrate-and-fire neurons; {variant}.
 
 ## Use
 
@@ -65,9 +65,9 @@ OPTIONS = (
     "seed",
 )
 
-SHORTCUTS = {
+VARIANTS = {
     "membrane": "each linear layer inside its blocks sees binary spikes",
-    "spike": "its residual stream is a sum of spikes, as published",
+    "published": "its residual stream is a sum of spikes, as published",
 }
 
 
@@ -140,7 +140,7 @@ def model_card(
         num_hidden_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         num_time_steps=config.num_time_steps,
-        shortcut=SHORTCUTS[config.shortcut],
+        variant=VARIANTS[config.variant],
         usage=(CLASSIFY if classifies else ENCODE).format(location=repository or "."),
         results=_table({name: metrics, **(comparison or {})}, shown_dataset, split) if metrics else "Not measured.",
         energy=energy or "Not estimated.",
