@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .configuration_spikebert import SpikeBertConfig
+from .configuration_spikebert import LARGEST, SpikeBertConfig
 
 # What `forward` takes. Of each, errors advise the first.
 ID_TYPES = (torch.int64, torch.int32)
@@ -61,6 +61,15 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if value is not None and not isinstance(value, bool):
             raise TypeError(f"{name} must be True, False or None, got {type(value).__name__}. Pass bool(...) of it.")
+
+
+def check_num_time_steps(value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"num_time_steps must be an int, or None for the config's, got {type(value).__name__}.")
+    if not 1 <= value <= LARGEST["num_time_steps"]:
+        raise ValueError(f"num_time_steps must lie between 1 and {LARGEST['num_time_steps']:,}, got {value:,}.")
 
 
 def check_num_items(value: Any) -> None:

@@ -21,7 +21,14 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .checks_spikebert import check_flags, check_inputs, check_num_items, classification_losses, has_values
+from .checks_spikebert import (
+    check_flags,
+    check_inputs,
+    check_num_items,
+    check_num_time_steps,
+    classification_losses,
+    has_values,
+)
 from .configuration_spikebert import SpikeBertConfig
 from .loading_spikebert import check_headers, check_loaded
 from .norm_lif_spikebert import LIF, ATan, norm_lif
@@ -266,7 +273,10 @@ class SpikeBertLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + branch
         rates = attentions = None
         if output_firing_rates:  # [T, N, D] each
-            means = [signal.mean((0, 2), dtype=torch.float32) for signal in (*signals, *mlp_signals)]
+            means = [
+                signal.mean((0, 2), dtype=torch.promote_types(signal.dtype, torch.float32))
+                for signal in (*signals, *mlp_signals)
+            ]
             rates = tokens.mean(torch.stack(means, dim=-1))  # [N, 7] -> [B, 7]
         if output_attentions:
             _, query, key, *_ = signals
@@ -437,11 +447,11 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
             num_time_steps: `T` of this call; the config's if absent.
 
         Raises:
-            TypeError: an argument is no tensor, or no bool where one is meant.
+            TypeError: an argument is no tensor, or no bool or int where one is meant.
             ValueError: both or none of `input_ids` and `inputs_embeds`, shapes and types that do not fit, inputs longer
-                than the positions; on a CPU also ids outside the vocabulary, masks other than 0 and 1, embeddings that
-                are not finite and sentences without a single token (on an accelerator such a check would stall the
-                device at each call).
+                than the positions, `num_time_steps` below 1 or beyond that of any model; on a CPU also ids outside the
+                vocabulary, masks other than 0 and 1, embeddings that are not finite and sentences without a single
+                token (on an accelerator such a check would stall the device at each call).
         """
         config = self.config
         check_flags(
@@ -449,6 +459,7 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
             output_attentions=output_attentions,
             output_firing_rates=output_firing_rates,
         )
+        check_num_time_steps(num_time_steps)
         check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -461,7 +472,8 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
         batch, length = embeddings.shape[:2]
         mask = None if config.variant == "published" else attention_mask  # published: padding counts
         tokens = Tokens.of(batch, length, mask)
-        x = self.encoding(tokens.pack(embeddings), num_time_steps or config.num_time_steps)  # [T, N, D]
+        steps = config.num_time_steps if num_time_steps is None else num_time_steps
+        x = self.encoding(tokens.pack(embeddings), steps)  # [T, N, D]
         x, means, rates, attentions = self.encoder(
             x, tokens, bool(output_hidden_states), bool(output_firing_rates), bool(output_attentions)
         )
@@ -531,6 +543,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
             output_attentions=output_attentions,
             output_firing_rates=output_firing_rates,
         )
+        check_num_time_steps(num_time_steps)
         asked = {
             "output_hidden_states": self.config.output_hidden_states
             if output_hidden_states is None
@@ -538,7 +551,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
             "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
             "output_firing_rates": output_firing_rates,
         }
-        steps = num_time_steps or self.config.num_time_steps
+        steps = self.config.num_time_steps if num_time_steps is None else num_time_steps
         if self.config.exit_threshold is None or self.training or any(asked.values()):
             outputs = self.spikebert(**inputs, **asked, num_time_steps=steps, return_dict=True)
             logits, exit_steps = self.scores(outputs, attention_mask), None

@@ -104,7 +104,8 @@ def spike_attention_naive(query: Tensor, key: Tensor, value: Tensor, tokens: Tok
     """The naive form of `spike_attention`, differentiated by autograd."""
     query, key, value = (_heads(x, tokens, num_heads) for x in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        if query.shape[-2] > query.shape[-1]:  # of a long sentence this order is less work
+        # Of a long sentence this order is less work; an exported model takes one order for all lengths.
+        if not torch.compiler.is_exporting() and query.shape[-2] > query.shape[-1]:
             context = query @ (key.transpose(-1, -2) @ value)
         else:
             context = (query @ key.transpose(-1, -2)) @ value

@@ -55,7 +55,7 @@ def spike_linear(
     if torch.is_autocast_enabled(spikes.device.type):
         dtype = torch.get_autocast_dtype(spikes.device.type)
         spikes, weight, bias = spikes.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    elif not spikes.is_floating_point():
+    else:  # bytes, and spikes behind the attention product, which is in float32
         spikes = spikes.to(weight.dtype)
     training = needs_gradient(spikes, weight, bias)
     if reason is None and spikes.device.type != "cpu":
