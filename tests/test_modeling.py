@@ -1,7 +1,9 @@
 """The common model tests of transformers, rewritten for SpikeBERT, and its own properties."""
 
 import copy
+import itertools
 import math
+from typing import Literal, get_origin
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel
 from modeling_spikebert.modeling_spikebert import FIRING_RATE_NAMES, SpikeBertNeuron
+from modeling_spikebert.spike_attention_spikebert import Tokens
 
 modes = pytest.mark.parametrize("mode", ["default", "reference"])
 classes = pytest.mark.parametrize(
@@ -192,12 +195,13 @@ def test_from_pretrained_initialises_what_does_not_fit(tmp_path, cls, mode):
     assert (tensors.pop(name) == 7).all()
     stds = {nn.Linear: 0.05, nn.Embedding: 0.02 if mode == "default" else 1.0}
     for path, module in loaded.named_modules():
-        if type(module) in stds:
+        std = next((std for kind, std in stds.items() if isinstance(module, kind)), None)
+        if std is not None:
             weight = tensors.pop(f"{path}.weight")
             deviations = 4 / weight.numel() ** 0.5  # of the mean, in standard deviations
-            assert weight.std().item() == pytest.approx(stds[type(module)], rel=deviations), path
-            assert abs(weight.mean().item()) < deviations * stds[type(module)], path
-        elif isinstance(module, nn.LayerNorm):
+            assert weight.std().item() == pytest.approx(std, rel=deviations), path
+            assert abs(weight.mean().item()) < deviations * std, path
+        elif isinstance(module, nn.LayerNorm | SpikeBertNeuron) and module.weight is not None:
             assert torch.equal(tensors.pop(f"{path}.weight"), torch.ones(len(module.weight))), path
         if f"{path}.bias" in tensors:
             bias = tensors.pop(f"{path}.bias").abs().max().item()
@@ -248,14 +252,14 @@ def test_tensors_are_contiguous_and_none_is_shared(tmp_path, cls, mode):
 @classes
 def test_tuple_and_dict_outputs_agree(cls, mode):
     model = tiny_model(cls, mode)
-    options = {"output_hidden_states": True, "output_firing_rates": True}
+    options = {"output_hidden_states": True, "output_attentions": True, "output_firing_rates": True}
     if cls is SpikeBertForSequenceClassification:
         options["labels"] = torch.tensor([0, 1])
     ids, mask = random_ids(2, 6), mask_of(6, 3)
     as_dict = model(ids, mask, **options)
     as_tuple = model(ids, mask, return_dict=False, **options)
     assert type(as_tuple) is tuple
-    assert len(as_tuple) == len(as_dict.to_tuple()) == 4
+    assert len(as_tuple) == len(as_dict.to_tuple()) == 5
     torch.testing.assert_close(as_tuple, as_dict.to_tuple(), **EXACT)
     model.config.return_dict = False
     torch.testing.assert_close(model(ids, mask, **options), as_dict.to_tuple(), **EXACT)
@@ -280,9 +284,9 @@ def test_hidden_states_are_the_embeddings_and_the_blocks_averaged_over_time(mode
     assert len(outputs.hidden_states) == 4
     assert torch.equal(outputs.hidden_states[0], model.embeddings(ids, None, None, None))
     for state, block in zip(outputs.hidden_states[1:], blocks, strict=True):
-        assert block.shape == (3, 2, 5, 32)
-        assert torch.equal(state, block.mean(0))
-    assert torch.equal(outputs.hidden_states_per_step, blocks[-1])
+        assert block.shape == (3, 2 * 5, 32)
+        assert torch.equal(state, block.mean(0).unflatten(0, (2, 5)))
+    assert torch.equal(outputs.hidden_states_per_step, blocks[-1].unflatten(1, (2, 5)))
     assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)
 
 
@@ -292,6 +296,53 @@ def test_output_hidden_states_of_the_config_is_honoured(cls):
     ids = random_ids(2, 5)
     assert len(model(ids).hidden_states) == 3
     assert model(ids, output_hidden_states=False).hidden_states is None
+
+
+@modes
+@torch.no_grad()
+def test_attentions_count_the_channels_in_which_a_query_and_a_key_fire_at_once(mode):
+    model = classifier(mode, num_hidden_layers=2, num_time_steps=3)
+    layers = signals_of(model.spikebert)
+    lengths = (6, 2, 4)
+    attentions = model(random_ids(3, 6), mask_of(*lengths), output_attentions=True).attentions
+    starts = [0, 6, 8] if mode == "default" else [0, 6, 12]  # published: padding is counted
+    assert len(attentions) == 2
+    for counts, seen in zip(attentions, layers, strict=True):
+        expected = torch.zeros(3, 4, 6, 6, dtype=torch.float64)
+        for row, start in enumerate(starts):
+            size = lengths[row] if mode == "default" else 6
+            for head, i, j in itertools.product(range(4), range(size), range(size)):
+                channels = slice(8 * head, 8 * head + 8)
+                both = seen["query"][:, start + i, channels] * seen["key"][:, start + j, channels]  # [T, d]
+                expected[row, head, i, j] = both.sum() / 3
+        assert torch.equal(counts, expected)
+        assert len(counts.unique()) > 5
+    torch.testing.assert_close(
+        model.spikebert(random_ids(3, 6), mask_of(*lengths), output_attentions=True).attentions, attentions, **EXACT
+    )
+
+
+@classes
+def test_output_attentions_of_the_config_is_honoured(cls):
+    model = tiny_model(cls, output_attentions=True)
+    ids = random_ids(2, 5)
+    assert [counts.shape for counts in model(ids).attentions] == [(2, 4, 5, 5)] * 2
+    assert model(ids, output_attentions=False).attentions is None
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+@classes
+@modes
+@torch.no_grad()
+def test_time_steps_of_a_call_are_those_of_a_model_with_as_many(cls, mode, steps):
+    model, other = tiny_model(cls, mode), tiny_model(cls, mode, num_time_steps=steps)
+    assert model.config.num_time_steps == 4
+    ids, mask = random_ids(3, 6), mask_of(6, 2, 4)
+    options = {"output_hidden_states": True, "output_attentions": True, "output_firing_rates": True}
+    outputs, expected = model(ids, mask, num_time_steps=steps, **options), other(ids, mask, **options)
+    torch.testing.assert_close(dict(outputs), dict(expected), **EXACT)
+    assert not torch.equal(main_output(outputs), main_output(model(ids, mask)))
+    assert model.config.num_time_steps == 4
 
 
 @modes
@@ -353,8 +404,7 @@ def test_absent_positions_and_types_are_counted_from_zero():
         {"v_reset": None},
         {"v_reset": -0.3, "tau": 3.0},
         {"tau": 1},
-        {"input_encoding": "sign"},
-        {"type_vocab_size": 0, "position_embedding_type": "none"},
+        {"type_vocab_size": 0},
         {"pad_token_id": None},
         {"surrogate_alpha": 4.0, "v_threshold": 0.7, "attention_v_threshold": 0.3, "attention_scale": 0.3},
     ],
@@ -376,9 +426,36 @@ def test_sign_encoding_fires_where_the_embedding_is_not_negative(v_reset):
     model = tiny_model(SpikeBertModel, "reference", v_reset=v_reset, attention_v_threshold=0.6)
     embeddings = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     embeddings[0, 0, :2] = torch.tensor([0.0, -1e-300])
-    encoded = model.encoding(embeddings)
-    assert encoded.shape == (4, 2, 5, 32)
-    assert torch.equal(encoded, (embeddings >= 0).double().expand(4, -1, -1, -1))
+    embeddings = embeddings.flatten(0, 1)  # [N, D]
+    encoded = model.encoding(embeddings, 3)
+    assert encoded.shape == (3, 10, 32)
+    assert torch.equal(encoded, (embeddings >= 0).double().expand(3, -1, -1))
+
+
+def test_variant_is_the_only_switch():
+    kinds = {name: SpikeBertConfig.__annotations__[name] for name in SpikeBertConfig.__annotations__}
+    assert [name for name, kind in kinds.items() if get_origin(kind) is Literal or kind is bool] == ["variant"]
+    default, published = tiny_config(type_vocab_size=0).to_dict(), tiny_config(variant="published", type_vocab_size=0)
+    assert {name for name, value in published.to_dict().items() if value != default[name]} == {"variant"}
+
+
+@modes
+def test_every_combination_of_options_computes(mode):
+    choices = {
+        "type_vocab_size": [0, 2] if mode == "default" else [0],
+        "tau": [1, 2.5],
+        "v_reset": [0.0, None, -0.2],
+        "num_time_steps": [1, 3],
+        "pad_token_id": [0, None],
+        "hidden_dropout_prob": [0.0, 0.1],
+    }
+    for values in itertools.product(*choices.values()):
+        overrides = dict(zip(choices, values, strict=True))
+        model = classifier(mode, num_hidden_layers=1, **overrides).train()
+        outputs = model(random_ids(3, 6), mask_of(6, 2, 4), labels=torch.tensor([0, 1, 2]))
+        outputs.loss.backward()
+        assert outputs.loss.isfinite(), overrides
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters()), overrides
 
 
 # Every sentence for itself
@@ -757,9 +834,10 @@ def test_firing_rates_equal_a_count_of_spikes(mode):
         for column, name in enumerate(FIRING_RATE_NAMES):
             for row, length in enumerate(lengths):
                 spikes = places = 0.0
+                first, length = (sum(lengths[:row]), length) if mode == "default" else (6 * row, 6)
                 for t in range(3):
-                    for token in range(length if mode == "default" else 6):  # published: padding is counted
-                        spikes += seen[name][t, row, token].sum().item()
+                    for token in range(first, first + length):  # published: padding is counted
+                        spikes += seen[name][t, token].sum().item()
                         places += seen[name].shape[-1]
                 assert rate[row, column].item() == pytest.approx(spikes / places, rel=1e-12), (name, row)
 
@@ -776,17 +854,18 @@ def test_firing_rates_do_not_depend_on_padding():
 
 
 @torch.no_grad()
-def test_padding_makes_no_spikes_into_keys_and_values():
+def test_padding_that_stays_in_changes_no_token():
+    """As on an accelerator, and under a compiler."""
     model = tiny_model(SpikeBertModel)
     mask = mask_of(6, 2, 4)
-    states = model.encoding(model.embeddings(random_ids(3, 6), None, None, None))
-    _, (_, query, key, value, _) = model.encoder.layer[0].attention(states, mask.double())
-    padding = mask == 0
-    assert query[:, padding].any()  # without the mask there would be spikes
-    assert not key[:, padding].any()
-    assert not value[:, padding].any()
-    assert key[:, ~padding].any()
-    assert value[:, ~padding].any()
+    embeddings = model.embeddings(random_ids(3, 6), None, None, None)
+    results = []
+    for tokens in (Tokens.of(3, 6, mask), Tokens(3, 6, mask)):
+        x = model.encoding(tokens.pack(embeddings), 4)
+        x, *others = model.encoder(x, tokens, False, True, True)
+        results.append([tokens.unpack(x)[:, mask == 1], *others])
+        assert x.shape[1] == (12 if len(results) == 1 else 18)
+    torch.testing.assert_close(*results, **CLOSE)
 
 
 @torch.no_grad()
@@ -824,8 +903,9 @@ def test_constants_of_the_config_reach_the_neurons(mode):
     neurons = {name: module for name, module in model.encoder.named_modules() if isinstance(module, SpikeBertNeuron)}
     assert len(neurons) == 2 * 7
     for name, neuron in neurons.items():
-        assert neuron.v_threshold == (0.4 if name.endswith("context_neuron") else 0.9)
-        assert (neuron.tau, neuron.v_reset, neuron.surrogate.alpha) == (3, 0.0, 3.0)
+        constants = neuron.neurons
+        assert constants.v_threshold == (0.4 if name.endswith("context_neuron") else 0.9)
+        assert (constants.tau, constants.v_reset, constants.surrogate.alpha) == (3, 0.0, 3.0)
 
 
 # Students of teachers
@@ -934,9 +1014,7 @@ def test_student_of_a_teacher_with_narrow_embeddings_says_that_they_do_not_fit(c
 
 def test_reference_student_without_positions_takes_the_word_embeddings(caplog):
     model = teacher("BertModel")
-    published = SpikeBertConfig.reference(num_attention_heads=2)
-    names = ("type_vocab_size", "position_embedding_type", "shortcut", "input_encoding", "mask_padding")
-    student = SpikeBertModel.from_teacher(model, **{name: getattr(published, name) for name in names})
+    student = SpikeBertModel.from_teacher(model, variant="published")
     assert torch.equal(student.get_input_embeddings().weight, model.get_input_embeddings().weight)
     assert student.embeddings.position_embeddings is None
     assert not caplog.records
@@ -977,7 +1055,7 @@ def test_teacher_that_is_no_bert_like_encoder_is_refused(name, fields):
         *[(name, -1) for name in ("vocab_size", "num_time_steps", "type_vocab_size", "pad_token_id")],
         *[(name, "4") for name in ("vocab_size", "hidden_size", "num_time_steps", "tau", "v_threshold")],
         *[(name, 2.5) for name in ("num_hidden_layers", "num_attention_heads", "num_time_steps")],
-        *[(name, None) for name in ("vocab_size", "num_time_steps", "tau", "v_threshold", "surrogate")],
+        *[(name, None) for name in ("vocab_size", "num_time_steps", "tau", "v_threshold", "variant")],
         *[(name, math.nan) for name in ("tau", "v_threshold", "attention_v_threshold", "attention_scale")],
         *[(name, math.nan) for name in ("surrogate_alpha", "hidden_dropout_prob", "initializer_range")],
         *[(name, 0.0) for name in ("v_threshold", "attention_v_threshold", "attention_scale", "surrogate_alpha")],
@@ -991,11 +1069,7 @@ def test_teacher_that_is_no_bert_like_encoder_is_refused(name, fields):
         ("tau", -2.0),
         ("v_threshold", True),
         ("v_reset", "zero"),
-        ("surrogate", "sigmoid"),
-        ("shortcut", "residual"),
-        ("input_encoding", "poisson"),
-        ("position_embedding_type", "rotary"),
-        ("mask_padding", 1),
+        ("variant", "spike"),
         ("problem_type", "multilabel"),
     ],
 )  # fmt: skip
@@ -1010,7 +1084,7 @@ def test_impossible_config_value_raises_with_the_name_of_its_field(field, value)
         ({"v_reset": 1.0}, "`v_threshold` must be finite and lie above the resting potential 1.0, got 1.0"),
         ({"v_reset": 0.5}, "`attention_v_threshold` must be finite and lie above the resting potential 0.5, got 0.5"),
         ({"v_reset": math.nan}, "resting potential nan"),
-        ({"shortcut": "spike"}, "`input_encoding` must be 'sign' with `shortcut='spike'`"),
+        ({"variant": "published"}, "`type_vocab_size` must be 0 in the published variant, got 2"),
         ({"num_attention_heads": 5}, r"`num_attention_heads` \(5\) must divide `hidden_size` \(32\)"),
     ],
     ids=str,
@@ -1093,10 +1167,15 @@ def test_wrong_inputs_raise_with_their_cause(cls, inputs, message):
         ({"inputs_embeds": torch.full((2, 5, 32), math.nan)}, ValueError, "inputs_embeds has values that are NaN"),
         ({"inputs_embeds": torch.ones(2, 5, 32).long()}, ValueError, r"inputs_embeds cannot be torch\.int64"),
         ({"input_ids": IDS, "output_hidden_states": "no"}, TypeError, "output_hidden_states must be True, False or"),
+        ({"input_ids": IDS, "output_attentions": 1}, TypeError, "output_attentions must be True, False or None"),
+        ({"input_ids": IDS, "num_time_steps": 0}, ValueError, "num_time_steps must lie between 1 and 10,000, got 0"),
+        ({"input_ids": IDS, "num_time_steps": 10**9}, ValueError, "between 1 and 10,000, got 1,000,000,000"),
+        ({"input_ids": IDS, "num_time_steps": 2.0}, TypeError, "must be an int, or None for the config's, got float"),
+        ({"input_ids": IDS, "num_time_steps": True}, TypeError, "must be an int, or None for the config's, got bool"),
     ],
     ids=[
         "list", "float-ids", "sparse", "meta", "mask-on-meta", "mask-of-2", "mask-of-nan", "embeds-of-nan",
-        "integer-embeds", "flag",
+        "integer-embeds", "flag", "attentions", "no-step", "too-many-steps", "half-steps", "bool-steps",
     ],
 )  # fmt: skip
 @classes
