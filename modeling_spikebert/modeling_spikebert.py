@@ -267,10 +267,11 @@ class SpikeBertLayer(GradientCheckpointingLayer):
         self, hidden_states: Tensor, tokens: Tokens, output_firing_rates: bool = False, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns the shortcut behind the block `[T, N, D]`; firing rates `[B, 7]` and spike counts `[B, H, L, L]`."""
+        dtype = hidden_states.dtype  # of int8 weights branches come in bfloat16
         branch, signals = self.attention(hidden_states, tokens)
-        hidden_states = hidden_states + branch
+        hidden_states = (hidden_states + branch).to(dtype)
         branch, mlp_signals = self.mlp(hidden_states)
-        hidden_states = hidden_states + branch
+        hidden_states = (hidden_states + branch).to(dtype)
         rates = attentions = None
         if output_firing_rates:  # [T, N, D] each
             means = [
