@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from tiny_training import tiny_tokenizer
 from transformers import DataCollatorWithPadding, EvalPrediction
 
-import modeling_spikebert
-from modeling_spikebert import SpikeBertForSequenceClassification
+from modeling_spikebert import SpikeBertForSequenceClassification, checks_spikebert, modeling_spikebert
 from modeling_spikebert.data import DataError, load_labelled, load_unlabelled, tokenize
 from modeling_spikebert.data.metrics import compute_metrics
 
@@ -236,7 +235,8 @@ OBJECTS = st.one_of(
     st.sampled_from([object(), int, torch, torch.int64, np.float32(1), b"ids"]),
 )
 ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "output_hidden_states")
-ARGUMENTS += ("output_firing_rates", "labels", "num_items_in_batch")
+ARGUMENTS += ("output_attentions", "output_firing_rates", "num_time_steps", "labels", "num_items_in_batch")
+CHECKS = {Path(module.__file__).name for module in (checks_spikebert, modeling_spikebert)}
 SOUND = {
     "input_ids": torch.tensor([[1, 2, 3, 4, 5]] * 2),
     "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
@@ -279,7 +279,7 @@ def test_any_object_as_any_argument_gives_finite_numbers_or_the_packages_own_err
         assert all(map(is_finite, outputs.to_tuple())), outputs
     else:
         raised_in = traceback.extract_tb(refusal.__traceback__)[-1].filename
-        assert raised_in == modeling_spikebert.modeling_spikebert.__file__, (raised_in, refusal)
+        assert Path(raised_in).name in CHECKS, (raised_in, refusal)
         message = str(refusal)
         assert re.search("|".join((*ARGUMENTS, "^The inputs? ", "^Row ")), message), message
         assert re.fullmatch(r"[^\n]{20,300}[.?]", message), message
