@@ -30,8 +30,8 @@ class SpikeBertInt8Config(QuantizationConfigMixin):
     """`quantization_config` of `from_pretrained`.
 
     Args:
-        dequantize: whether weights are int8 in the file alone. Quantising with it also rounds the word embeddings; what
-            is saved then loads as a float model.
+        dequantize: whether weights are int8 in the file alone, with those of word embeddings. The model that is
+            quantised has the rounded weights in floating point, and so has the one that is loaded from the file.
     """
 
     def __init__(self, quant_method: str = QUANT_METHOD, dequantize: bool = False):
@@ -54,17 +54,29 @@ class SpikeBertInt8Quantizer(HfQuantizer):
         if not self.pre_quantized:
             for module in self._rounded_modules(model):
                 _set_weight(module, *round_rows(module.weight))
-        elif self.quantization_config.dequantize:
+        if self.quantization_config.dequantize:
             self._dequantize(model, model.config.dtype)  # not `model.dtype`: scales stay in float32
-        if not self.quantization_config.dequantize:
+        else:
             _give_bytes(model, torch.uint8)
 
     def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
         for module in self._rounded_modules(model):
-            weight = module.weight.detach() * module.weight_scale.unsqueeze(1)
-            _set_weight(module, weight.to(dtype or torch.float32), None)
+            if module.weight_scale is not None:
+                weight = module.weight.detach() * module.weight_scale.unsqueeze(1)
+                _set_weight(module, weight.to(dtype or torch.float32), None)
         _give_bytes(model, None)
         return model
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """What is saved in place of the model's own weights: these, in int8, where it is so in the file alone."""
+        if not self.quantization_config.dequantize:
+            return None, {}
+        weights = model.state_dict()
+        names = {module: name for name, module in model.named_modules()}
+        for module in self._rounded_modules(model):
+            name = names[module]
+            weights[f"{name}.weight"], weights[f"{name}.weight_scale"] = round_rows(module.weight)
+        return weights, {}
 
     def _rounded_modules(self, model: PreTrainedModel) -> Iterator[Any]:
         base: Any = model.base_model
