@@ -5,12 +5,15 @@ Spikes, and the spike counts of the published shortcut, are small integers and e
 rounded. The input needs no calibration and no scale of its own.
 """
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from .native_spikebert import state_of
 
 
 def round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,11 +37,17 @@ def dequantized_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, wei
     return (sums if bias is None else sums + bias).to(dtype)
 
 
-def int8_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor) -> Tensor:
-    """`[..., K]` to bfloat16 `[..., M]` on a CPU: exact sums of products, rounded once."""
+def int8_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor) -> Tensor | None:
+    """`[..., K]` to bfloat16 `[..., M]` on a CPU: exact sums of products, rounded once.
+
+    None if the input is not whole numbers from 0 to 255.
+    """
+    rows = spikes.to(torch.uint8).reshape(math.prod(spikes.shape[:-1]), spikes.shape[-1])
+    if spikes.dtype != torch.uint8 and not (rows.view(spikes.shape) == spikes).all():
+        return None
     packed = _packed(weight, bias, weight_scale)
-    rows = torch.ops.onednn.qlinear_pointwise(
-        spikes.to(torch.uint8).flatten(0, -2),
+    out = torch.ops.onednn.qlinear_pointwise(
+        rows,
         1.0,  # scale and zero point of the spikes
         0,
         packed.weight,
@@ -52,7 +61,7 @@ def int8_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, weight_sca
         [],
         "",
     )
-    return rows.unflatten(0, spikes.shape[:-1])
+    return out.view(*spikes.shape[:-1], len(weight))
 
 
 class _PackedWeight(NamedTuple):
@@ -69,7 +78,7 @@ class _Held(NamedTuple):
 
     weight_scale: Tensor
     bias: Tensor | None
-    states: list[tuple[int, int]]
+    states: list[tuple[Any, ...]]
     packed: _PackedWeight
 
 
@@ -77,16 +86,8 @@ _HELD: Any = WeakTensorKeyDictionary()
 
 
 def _packed(weight: Tensor, bias: Tensor | None, weight_scale: Tensor) -> _PackedWeight:
-    """Packed once, and again if a tensor was replaced or changed in place.
-
-    Not seen are changes that autograd does not count either: those of `.data`, and of weights that were made in
-    inference mode.
-    """
-    states = [
-        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-        for tensor in (weight, weight_scale, bias)
-        if tensor is not None
-    ]
+    """Packed once, and again if a tensor was replaced or changed."""
+    states = [state_of(tensor) for tensor in (weight, weight_scale, bias) if tensor is not None]
     held = _HELD.get(weight)
     if held is not None and held.weight_scale is weight_scale and held.bias is bias and held.states == states:
         return held.packed
@@ -94,7 +95,7 @@ def _packed(weight: Tensor, bias: Tensor | None, weight_scale: Tensor) -> _Packe
         packed = _PackedWeight(
             torch.ops.onednn.qlinear_prepack(weight.detach(), None),
             weight_scale.detach().float(),  # the model may be in half precision
-            torch.zeros(len(weight), dtype=torch.int64),
+            torch.zeros(len(weight), dtype=torch.int64, device=weight.device),
             None if bias is None else bias.detach().float(),
         )
     _HELD[weight] = _Held(weight_scale, bias, states, packed)

@@ -11,12 +11,13 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from ctypes import c_int64, c_void_p
+from ctypes import c_int64, c_void_p, string_at
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -27,6 +28,8 @@ WORTH_COMPILING = 2**27
 
 _forms: dict[str, str] = {}
 _computed: Counter[str] = Counter()
+_loaded: set[Callable[[], Any]] = set()
+_failures: list[str] = []  # of the compiler; it is not asked again
 _enabled = os.environ.get("SPIKEBERT_FAST_FORMS", "1") != "0"
 
 
@@ -43,18 +46,28 @@ def forms_that_ran() -> dict[str, str]:
 
 def note(operator: str, form: str, reason: str) -> None:
     """Records what an operator takes, for `forms_that_ran`."""
-    if not torch.compiler.is_compiling():
+    if not is_traced():
         _forms[operator] = f"{form}: {reason}"
 
 
-def obstacle(x: Tensor) -> str | None:
-    """Why fast forms cannot take `x`, or None."""
-    if torch.compiler.is_compiling():
+def is_traced() -> bool:
+    """Whether what is computed is written down, to be computed again with other values."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def obstacle(*tensors: Tensor | None) -> str | None:
+    """Why fast forms, which read memory behind torch's back, cannot take the arguments of an operator, or None."""
+    if is_traced():
         return "an outer compiler traces the operator"
     if not _enabled:
         return "fast forms are switched off"
-    if x.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
-        return "there are no values in memory"
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack():
+        return "a transform or a dispatch mode has to see each operation"
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not all(type(x) in (Tensor, Parameter) and x.layout == torch.strided and not x.is_meta for x in given):
+        return "a tensor is of another kind, or has no values in memory"
+    if len({x.device for x in given}) > 1:
+        return "the tensors are on several devices"
     return None
 
 
@@ -63,8 +76,10 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def spike_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
-    """Of the spikes that come of currents of this dtype: under autocast that of matrix products."""
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else dtype
+    """Of the spikes that come of currents of this dtype: under autocast, which leaves float64 alone, its own."""
+    if dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return dtype
+    return torch.get_autocast_dtype(device_type)
 
 
 def kernels(operator: str, load: Callable[[], Any], values: int, training: bool) -> Any:
@@ -84,10 +99,11 @@ def kernels(operator: str, load: Callable[[], Any], values: int, training: bool)
         note(operator, "naive", "this process has not computed enough to compile kernels")
         return None
     _loaded.add(load)
-    return load()
-
-
-_loaded: set[Callable[[], Any]] = set()
+    library = load()
+    if library is None or bits_library() is None:
+        note(operator, "naive", "the C++ compiler failed")
+        return None
+    return library
 
 
 @cache
@@ -95,8 +111,11 @@ def _has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
+@cache
 def compiled(source: str) -> Any:
-    """The C++ source as a `ctypes.CDLL`, or None where it cannot be compiled."""
+    """The C++ source as a `ctypes.CDLL`, or None, and a warning, where it cannot be compiled."""
+    if _failures:
+        return None
     logger.info("Compiling kernels for this CPU: a few seconds, once on this machine.")
     try:
         from torch._inductor.codecache import CppCodeCache  # slow to import
@@ -105,6 +124,7 @@ def compiled(source: str) -> Any:
         return CppCodeCache.load(source, extra_flags=("-ftree-loop-vectorize",))
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
+        _failures.append(reason)
         warnings.warn(f"SpikeBERT runs without its C++ kernels, since the compiler failed: {reason}", stacklevel=2)
         return None
 
@@ -112,6 +132,16 @@ def compiled(source: str) -> Any:
 def pointers(*tensors: Tensor | None) -> list[c_void_p]:
     """What C++ takes of tensors, which the caller keeps alive; null for None."""
     return [c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+
+
+def state_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Another one after the values have changed: in place, or of `.data`, which autograd does not count.
+
+    Of the latter the first bytes are looked at; what changes single values behind them is not seen.
+    """
+    bytes_left = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.element_size()
+    start = string_at(tensor.data_ptr(), min(bytes_left, 4096)) if tensor.numel() else b""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, start
 
 
 # The type of a spike, as C++ sees it, and the bits of 1 in it.
@@ -123,18 +153,35 @@ BITS_OF_ONE = {
 }
 
 BITS_SOURCE = r"""
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 
-// Eight spikes to a byte and back; values of any type, of which 0 has no bit set, and 1 the bits of `one`.
+constexpr int64_t PART = 1024;  // bytes of spikes that stay in the cache
+
+// Eight spikes to a byte and back; values of any type, of which 0 has no bit set, and 1 the bits of `one`. Returns how
+// many are 1, or -1 if one is neither.
 template <class V>
-static void pack(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
-  #pragma omp parallel for num_threads(threads)
-  for (int64_t i = 0; i < count / 8; ++i) {
-    uint8_t byte = 0;
-    for (int64_t b = 0; b < 8; ++b) byte |= uint8_t(spikes[8 * i + b] != 0) << b;
-    bytes[i] = byte;
+static int64_t pack(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads, V one) {
+  int64_t ones = 0, others = 0;
+  #pragma omp parallel for num_threads(threads) reduction(+ : ones, others)
+  for (int64_t first = 0; first < count; first += 8 * PART) {
+    uint8_t* part = bytes + first / 8;
+    const V* x = spikes + first;
+    const int64_t size = std::min(count - first, 8 * PART);
+    V other = 0;
+    for (int64_t i = 0; i < size / 8; ++i) {
+      uint8_t byte = 0;
+      for (int64_t b = 0; b < 8; ++b) byte |= uint8_t(x[8 * i + b] != 0) << b;
+      part[i] = byte;
+    }
+    if (size % 8) part[size / 8] = 0;
+    for (int64_t i = size / 8 * 8; i < size; ++i) part[i / 8] |= (x[i] != 0) << i % 8;
+    for (int64_t i = 0; i < size; ++i) other |= V(x[i] != 0) & V(x[i] != one);
+    for (int64_t i = 0; i < (size + 7) / 8; ++i) ones += std::popcount(part[i]);
+    others += other;
   }
-  for (int64_t i = count / 8 * 8; i < count; ++i) bytes[i / 8] = (i % 8 ? bytes[i / 8] : 0) | (spikes[i] != 0) << i % 8;
+  return others ? -1 : ones;
 }
 
 template <class V>
@@ -146,8 +193,8 @@ static void unpack(const uint8_t* bytes, V* spikes, int64_t count, int64_t threa
 }
 
 #define PACKING(V, ONE)                                                                                              \
-  extern "C" void pack_##V(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {                        \
-    pack(spikes, bytes, count, threads);                                                                             \
+  extern "C" int64_t pack_##V(const V* spikes, uint8_t* bytes, int64_t count, int64_t threads) {                     \
+    return pack<V>(spikes, bytes, count, threads, ONE);                                                              \
   }                                                                                                                  \
   extern "C" void unpack_##V(const uint8_t* bytes, V* spikes, int64_t count, int64_t threads) {                      \
     unpack<V>(bytes, spikes, count, threads, ONE);                                                                   \
@@ -156,23 +203,31 @@ static void unpack(const uint8_t* bytes, V* spikes, int64_t count, int64_t threa
 
 
 @cache
-def _bits_library() -> Any:
-    return compiled(BITS_SOURCE + "".join(f"PACKING({name}, {one})\n" for name, one in BITS_OF_ONE.values()))
+def bits_library() -> Any:
+    library = compiled(BITS_SOURCE + "".join(f"PACKING({name}, {one})\n" for name, one in BITS_OF_ONE.values()))
+    if library is not None:
+        for name, _ in BITS_OF_ONE.values():
+            getattr(library, f"pack_{name}").restype = c_int64
+    return library
 
 
-def pack_spikes(spikes: Tensor) -> Tensor:
-    """Spikes on a CPU, of a type in `BITS_OF_ONE`, to one bit each: `[number of spikes / 8, rounded up]` bytes."""
+def pack_spikes(spikes: Tensor) -> tuple[Tensor, int | None]:
+    """Spikes on a CPU, of a type in `BITS_OF_ONE`, to one bit each.
+
+    Returns:
+        `[number of values / 8, rounded up]` bytes, and how many values are 1: None if one is neither 0 nor 1.
+    """
     spikes = spikes.contiguous()
     count = spikes.numel()
-    out = torch.empty((count + 7) // 8, dtype=torch.uint8)
-    pack = getattr(_bits_library(), f"pack_{BITS_OF_ONE[spikes.dtype][0]}")
-    pack(*pointers(spikes, out), c_int64(count), c_int64(torch.get_num_threads()))
-    return out
+    out = torch.empty((count + 7) // 8, dtype=torch.uint8, device="cpu")
+    pack = getattr(bits_library(), f"pack_{BITS_OF_ONE[spikes.dtype][0]}")
+    fired = pack(*pointers(spikes, out), c_int64(count), c_int64(torch.get_num_threads()))
+    return out, None if fired < 0 else fired
 
 
 def unpack_spikes(bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The way back, to any of these types."""
-    out = torch.empty(shape, dtype=dtype)
-    unpack = getattr(_bits_library(), f"unpack_{BITS_OF_ONE[dtype][0]}")
+    out = torch.empty(shape, dtype=dtype, device="cpu")
+    unpack = getattr(bits_library(), f"unpack_{BITS_OF_ONE[dtype][0]}")
     unpack(*pointers(bits, out), c_int64(out.numel()), c_int64(torch.get_num_threads()))
     return out

@@ -83,10 +83,14 @@ def norm_lif(
         spikes, 0 or 1, in the shape of `x`. Every call starts from the resting potential.
 
     Raises:
-        ValueError: `x` has no time step or is not floating point, or `tau < 1`.
+        ValueError: `x` has no time step, no `D` or is not floating point, weight or bias is missing or not `[D]`, or
+            `tau < 1`.
     """
-    if x.dim() == 0 or x.shape[0] == 0:
-        raise ValueError(f"x must have at least one time step in its first dimension, got shape {tuple(x.shape)}.")
+    if x.dim() < 2 or x.shape[0] == 0:
+        raise ValueError(f"x must be [T, ..., D] with at least one time step, got shape {tuple(x.shape)}.")
+    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (weight, bias)]
+    if shapes not in ([None, None], 2 * [tuple(x.shape[-1:])]):
+        raise ValueError(f"weight and bias must both be {tuple(x.shape[-1:])} or both None, got {shapes}.")
     if not x.is_floating_point():
         raise ValueError(f"x must be floating point, got {x.dtype}.")
     if not neurons.tau >= 1:
@@ -94,7 +98,7 @@ def norm_lif(
     training = needs_gradient(x, weight, bias)
     if training or dtype is None:
         dtype = spike_dtype(x.dtype, x.device.type)
-    form = _form_for(x, training, dtype)
+    form = _form_for(x, weight, bias, training, dtype)
     if form is None:
         return norm_lif_naive(x, neurons, weight, bias, eps).to(dtype)
     if training:
@@ -128,9 +132,9 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _form_for(x: Tensor, training: bool, dtype: torch.dtype) -> Any:
+def _form_for(x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, dtype: torch.dtype) -> Any:
     """The C++ library, "triton", or None for the naive form."""
-    reason = obstacle(x)
+    reason = obstacle(x, weight, bias)
     if reason is None and x.device.type == "cuda" and HAS_TRITON:
         note("norm_lif", "triton", "the current is on a GPU")
         return "triton"
@@ -385,7 +389,7 @@ def _forward(
     library: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, neurons: LIF, eps: float, dtype: torch.dtype
 ) -> Tensor:
     x, weight, bias, constants = _arguments(x, weight, bias, neurons, eps)
-    spikes = torch.empty(x.shape, dtype=dtype)
+    spikes = x.new_empty(x.shape, dtype=dtype)
     function = getattr(library, f"forward_{KERNELS[x.dtype, dtype]}")
     function(*pointers(x, weight, bias, spikes), *constants)
     return spikes
@@ -403,9 +407,9 @@ def _backward(
     dtypes = [None if tensor is None else tensor.dtype for tensor in (weight, bias)]
     x, weight, bias, constants = _arguments(x, weight, bias, neurons, eps)
     grad_spikes = grad_spikes.contiguous()
-    grad_x = torch.empty(x.shape, dtype=x.dtype)
+    grad_x = x.new_empty(x.shape)
     parts = constants[0].threads
-    grad_norm = torch.zeros(parts, 2, x.shape[-1], dtype=arithmetic_dtype(x.dtype))
+    grad_norm = x.new_zeros(parts, 2, x.shape[-1], dtype=arithmetic_dtype(x.dtype))
     function = getattr(library, f"backward_{KERNELS[x.dtype, grad_spikes.dtype]}")
     function(*pointers(x, weight, bias, grad_spikes, grad_x, grad_norm), *constants)
     if weight is None:

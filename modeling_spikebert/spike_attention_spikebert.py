@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .native_spikebert import compiled, kernels, needs_gradient, note, obstacle, pack_spikes, pointers, unpack_spikes
+from .native_spikebert import (
+    compiled,
+    is_traced,
+    kernels,
+    needs_gradient,
+    note,
+    obstacle,
+    pack_spikes,
+    pointers,
+    unpack_spikes,
+)
 
 
 class Tokens(NamedTuple):
@@ -38,11 +48,11 @@ class Tokens(NamedTuple):
     @classmethod
     def of(cls, batch: int, length: int, mask: Tensor | None) -> "Tokens":
         """Of a batch with this mask, of any type."""
-        if torch.compiler.is_compiling() or (mask is not None and mask.device.type != "cpu"):
+        if is_traced() or (mask is not None and mask.device.type != "cpu"):
             return cls(batch, length, mask)
         mask = None if mask is None or mask.all() else mask != 0
         if mask is None:
-            return cls(batch, length, starts=torch.arange(batch + 1) * length)
+            return cls(batch, length, starts=torch.arange(batch + 1, device="cpu") * length)
         starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
         return cls(batch, length, mask, mask.flatten().nonzero().squeeze(1), starts)
 
@@ -82,22 +92,37 @@ def spike_attention(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, n
         `[T, N, D]`, whole numbers, in float32 (float64 for float64): half precision rounds those above 256.
     """
     training = needs_gradient(query, key, value)
-    reason = obstacle(query)
+    reason = obstacle(query, key, value)
     starts = tokens.starts
     if reason is None and (query.device.type != "cpu" or starts is None):
         reason = f"there are no kernels for {query.device.type}"
     if reason is None and query.dtype not in KERNELS:
         reason = f"there are no kernels for {query.dtype}"
+    if reason is None and not _fit(query, key, value, tokens, num_heads):
+        reason = "shapes or types do not fit"  # torch has an error for it
     if reason is not None or starts is None:
         note("spike_attention", "naive", str(reason))
         return spike_attention_naive(query, key, value, tokens, num_heads)
     library = kernels("spike_attention", _library, query.numel(), training)
     if library is None:
         return spike_attention_naive(query, key, value, tokens, num_heads)
-    note("spike_attention", "c++", "silent channels are passed over")
     if training:
-        return _SpikeAttention.apply(query, key, value, starts, num_heads, library)
-    return _forward(library, query, key, value, starts, num_heads)
+        bits, fired = zip(*(pack_spikes(x) for x in (query, key, value)), strict=True)
+        arguments = query, key, value, starts, num_heads, library, *bits
+        out = None if None in fired else _SpikeAttention.apply(*arguments)
+    else:
+        out = _forward(library, query, key, value, starts, num_heads)
+    if out is None:
+        note("spike_attention", "naive", "the input is neither 0 nor 1")
+        return spike_attention_naive(query, key, value, tokens, num_heads)
+    note("spike_attention", "c++", "silent channels are passed over")
+    return out
+
+
+def _fit(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, num_heads: int) -> bool:
+    count = tokens.batch * tokens.length if tokens.places is None else len(tokens.places)
+    same = all(x.shape == query.shape and x.dtype == query.dtype for x in (key, value))
+    return same and query.dim() == 3 and query.shape[1] == count and query.shape[2] % num_heads == 0
 
 
 def spike_attention_naive(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, num_heads: int) -> Tensor:
@@ -130,11 +155,18 @@ class _SpikeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, num_heads: int, library: Any
-    ) -> Tensor:
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        starts: Tensor,
+        num_heads: int,
+        library: Any,
+        *bits: Tensor,  # of query, key and value
+    ) -> Tensor | None:
         ctx.num_heads, ctx.library, ctx.dtype = num_heads, library, query.dtype
         ctx.shape = query.shape
-        ctx.save_for_backward(*(pack_spikes(x) for x in (query, key, value)), starts)
+        ctx.save_for_backward(*bits, starts)
         return _forward(library, query, key, value, starts, num_heads)
 
     @staticmethod
@@ -143,13 +175,15 @@ class _SpikeAttention(torch.autograd.Function):
         *bits, starts = ctx.saved_tensors
         query, key, value = (unpack_spikes(x, ctx.shape, torch.uint8) for x in bits)
         grads = _backward(ctx.library, query, key, value, grad, starts, ctx.num_heads)
-        return *(x.to(ctx.dtype) for x in grads), None, None, None
+        return *(x.to(ctx.dtype) for x in grads), *[None] * 6
 
 
 # `q (k^T v)`, each a sum of rows: of `v` over the tokens whose key fires in a channel, and of these sums over the
 # channels in which a query fires. The gradients are the same sums, and products where a factor is no spike.
 SOURCE = r"""
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -215,13 +249,26 @@ static inline void transpose(A* square, int64_t size) {
     for (int64_t i = 0; i < c; ++i) std::swap(square[c * size + i], square[i * size + c]);
 }
 
+template <class V>
+static inline bool are_spikes(const V* x, int64_t count, int64_t width, int64_t size) {
+  int others = 0;
+  for (int64_t j = 0; j < count; ++j, x += width)
+    for (int64_t i = 0; i < size; ++i) others |= (x[i] != 0) & (x[i] != 1);
+  return !others;
+}
+
+// Returns whether the input is spikes; if not, `out` is not meant.
 template <class A, class V>
-static void forward(const V* q, const V* k, const V* v, A* out, const int64_t* starts, Sizes z) {
-  each_head<A>(starts, z, [=](int64_t first, int64_t count, int64_t width, A* sums) {
+static int forward(const V* q, const V* k, const V* v, A* out, const int64_t* starts, Sizes z) {
+  std::atomic<int> spikes = 1;
+  each_head<A>(starts, z, [=, &spikes](int64_t first, int64_t count, int64_t width, A* sums) {
     A* row = sums + 2 * z.size * z.size;
+    for (const V* x : {q, k, v})
+      if (!are_spikes(x + first, count, width, z.size)) spikes = 0;
     sum_over_tokens(k + first, v + first, sums, row, count, width, z.size);
     sum_over_channels(q + first, sums, out + first, row, count, width, z.size);
   });
+  return spikes;
 }
 
 template <class A>
@@ -240,8 +287,8 @@ static void backward(const uint8_t* q, const uint8_t* k, const uint8_t* v, const
 }
 
 #define FORWARD(NAME, A, V)                                                                                          \
-  extern "C" void forward_##NAME(const V* q, const V* k, const V* v, A* out, const int64_t* starts, Sizes z) {       \
-    forward(q, k, v, out, starts, z);                                                                                \
+  extern "C" int forward_##NAME(const V* q, const V* k, const V* v, A* out, const int64_t* starts, Sizes z) {        \
+    return forward(q, k, v, out, starts, z);                                                                         \
   }
 #define BACKWARD(A)                                                                                                  \
   extern "C" void backward_##A(const uint8_t* q, const uint8_t* k, const uint8_t* v, const A* grad, A* grad_q,       \
@@ -250,7 +297,7 @@ static void backward(const uint8_t* q, const uint8_t* k, const uint8_t* v, const
   }
 struct bfloat16 {
   uint16_t bits;
-  operator float() const { return bits != 0; }  // of a spike
+  operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
 FORWARD(float32, float, float)
 FORWARD(float64, double, double)
@@ -272,13 +319,12 @@ def _library() -> Any:
     return compiled(SOURCE)
 
 
-def _forward(library: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, num_heads: int) -> Tensor:
+def _forward(library: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, num_heads: int) -> Tensor | None:
+    """None if the input is no spikes."""
     spikes = [x.contiguous() for x in (query, key, value)]
-    out = torch.empty(query.shape, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32)
-    getattr(library, f"forward_{KERNELS[query.dtype]}")(
-        *pointers(*spikes, out, starts), _sizes(query, starts, num_heads)
-    )
-    return out
+    out = query.new_empty(query.shape, dtype=torch.float64 if query.dtype == torch.float64 else torch.float32)
+    function = getattr(library, f"forward_{KERNELS[query.dtype]}")
+    return out if function(*pointers(*spikes, out, starts), _sizes(query, starts, num_heads)) else None
 
 
 def _backward(

@@ -4,21 +4,33 @@
 A spike adds a row of the weights to the output, and a silent neuron adds nothing. `torch.nn.functional.linear` is the
 naive form. The fast forms, on a CPU: in float32 silent synapses are passed over, forward and for the gradient of the
 weights, which is a sum over the tokens at which a neuron fired; for the backward pass a spike is kept in one bit; int8
-weights take bytes.
+weights take bytes. Input that is no spikes, as of an adapter that scales it, takes the naive form.
 
 Shapes: `K` inputs, `M` outputs, `R` rows (tokens and time steps).
 """
 
+import math
 from ctypes import c_int64, c_void_p
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .int8_spikebert import dequantized_product, has_kernels, int8_product
-from .native_spikebert import BITS_OF_ONE, compiled, kernels, needs_gradient, note, obstacle, pack_spikes, unpack_spikes
+from .native_spikebert import (
+    BITS_OF_ONE,
+    compiled,
+    kernels,
+    needs_gradient,
+    note,
+    obstacle,
+    pack_spikes,
+    spike_dtype,
+    state_of,
+    unpack_spikes,
+)
 
 # An ordinary product is taken for more spikes per neuron and time step than this, and for fewer rows: it takes longer
 # to transpose the weights than to multiply these. Near where the two break even on a CPU with AVX2.
@@ -45,54 +57,64 @@ def spike_linear(
     Returns:
         `[..., M]`, floating point.
     """
-    reason = obstacle(spikes)
+    reason = obstacle(spikes, weight, bias, weight_scale)
     if weight_scale is not None:
-        if reason is None and not needs_gradient(spikes) and spikes.device.type == "cpu" and has_kernels():
-            note("spike_linear", "int8", "int8 weights on a CPU")
-            return int8_product(spikes, weight, bias, weight_scale)
-        note("spike_linear", "naive", reason or "gradients pass through int8 weights, or there are no kernels for them")
+        if reason is None and (needs_gradient(spikes, bias, weight_scale) or spikes.device.type != "cpu"):
+            reason = "gradients pass through int8 weights, or there are no kernels for them"
+        if reason is None and has_kernels():
+            out = int8_product(spikes, weight, bias, weight_scale)
+            if out is not None:
+                note("spike_linear", "int8", "int8 weights on a CPU")
+                return out
+        note("spike_linear", "naive", reason or "the input is no whole numbers, or there are no kernels for int8")
         return dequantized_product(spikes, weight, bias, weight_scale)
-    if torch.is_autocast_enabled(spikes.device.type):
-        dtype = torch.get_autocast_dtype(spikes.device.type)
+    dtype = spike_dtype(weight.dtype, spikes.device.type)
+    if dtype != weight.dtype:  # as autocast does for products of its own
         spikes, weight, bias = spikes.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     else:  # bytes, and spikes behind the attention product, which is in float32
-        spikes = spikes.to(weight.dtype)
+        spikes = spikes.to(dtype)
     training = needs_gradient(spikes, weight, bias)
-    if reason is None and spikes.device.type != "cpu":
-        reason = f"there are no kernels for {spikes.device.type}"
-    if reason is None and not binary:
-        reason = "spike counts are no spikes"
-    if reason is None and spikes.dtype not in BITS_OF_ONE:
-        reason = f"there are no kernels for {spikes.dtype}"
-    if reason is None and not training and spikes.dtype != torch.float32:
-        reason = f"{spikes.dtype} without gradients"
-    rows = spikes.numel() // max(spikes.shape[-1], 1)
+    if reason is None:
+        reason = _obstacle(spikes, weight, bias, binary, training)
     if reason is not None:
         note("spike_linear", "naive", reason)
-        return torch.nn.functional.linear(spikes, weight, bias)
+        return nn.functional.linear(spikes, weight, bias)
+    rows = math.prod(spikes.shape[:-1])
     library = kernels("spike_linear", _library, rows * len(weight), training)
     if library is None:
-        return torch.nn.functional.linear(spikes, weight, bias)
-    flat = spikes.flatten(0, -2)
-    if training:
-        out = _SpikeLinear.apply(flat, weight, bias, library)
+        return nn.functional.linear(spikes, weight, bias)
+    flat = spikes.reshape(rows, spikes.shape[-1])
+    bits, fired = pack_spikes(flat)
+    if fired is None:
+        note("spike_linear", "naive", "the input is neither 0 nor 1")
+        return nn.functional.linear(spikes, weight, bias)
+    enough = spikes.dtype == torch.float32 and rows >= (MIN_ROWS if training else 1)
+    sums = enough and fired <= MAX_FIRING_RATE * flat.numel()
+    if sums:
+        note("spike_linear", "sums", "silent synapses are passed over")
     else:
-        out = _product(flat, weight, bias, library, training=False)
-    return out.unflatten(0, spikes.shape[:-1])
+        note("spike_linear", "dense", "many spikes, few tokens, or half precision")
+    if training:
+        out = _SpikeLinear.apply(flat, weight, bias, bits, sums, library)
+    else:
+        out = _sums(flat, _transposed(weight), bias, library) if sums else nn.functional.linear(flat, weight, bias)
+    return out.view(*spikes.shape[:-1], len(weight))
 
 
-def _product(spikes: Tensor, weight: Tensor, bias: Tensor | None, library: Any, training: bool) -> Tensor:
-    """`[R, K]`, `[M, K]`, `[M]` to `[R, M]`."""
-    if _takes_sums(spikes, MIN_ROWS if training else 1):
-        return _sums(spikes, weight.t().contiguous() if training else _transposed(weight), bias, library)
-    note("spike_linear", "dense", "many spikes, few tokens, or half precision")
-    return torch.nn.functional.linear(spikes, weight, bias)
-
-
-def _takes_sums(spikes: Tensor, min_rows: int) -> bool:
-    """Whether sums pay, for spikes `[R, K]`."""
-    enough = spikes.dtype == torch.float32 and len(spikes) >= min_rows
-    return enough and bool(spikes.sum() <= MAX_FIRING_RATE * spikes.numel())
+def _obstacle(spikes: Tensor, weight: Tensor, bias: Tensor | None, binary: bool, training: bool) -> str | None:
+    """Why float weights take the naive form, or None."""
+    if spikes.device.type != "cpu":
+        return f"there are no kernels for {spikes.device.type}"
+    if not binary:
+        return "spike counts are no spikes"
+    if spikes.dtype not in BITS_OF_ONE:
+        return f"there are no kernels for {spikes.dtype}"
+    if not training and spikes.dtype != torch.float32:
+        return f"{spikes.dtype} without gradients"
+    fits = spikes.shape[-1:] == weight.shape[1:] and (bias is None or bias.shape == weight.shape[:1])
+    if not fits or any(x is not None and x.dtype != spikes.dtype for x in (weight, bias)):
+        return "shapes or types do not fit"  # torch has an error for it
+    return None
 
 
 # By the weight: what it was when it was transposed, and the transposed weight.
@@ -101,7 +123,7 @@ _TRANSPOSED: Any = WeakTensorKeyDictionary()
 
 def _transposed(weight: Tensor) -> Tensor:
     """`[M, K]` to `[K, M]`; once, and again after the weight was changed."""
-    state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    state = state_of(weight)
     before, transposed = _TRANSPOSED.get(weight, (None, None))
     if before != state:
         transposed = weight.detach().t().contiguous()
@@ -113,24 +135,28 @@ class _SpikeLinear(torch.autograd.Function):
     """With gradients; keeps a spike in one bit."""
 
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None, library: Any) -> Tensor:
-        ctx.library, ctx.shape, ctx.dtype = library, spikes.shape, spikes.dtype
-        ctx.save_for_backward(pack_spikes(spikes), weight)
-        return _product(spikes, weight, bias, library, training=True)
+    def forward(
+        ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, sums: bool, library: Any
+    ) -> Tensor:
+        ctx.sums, ctx.library, ctx.shape, ctx.dtype = sums, library, spikes.shape, spikes.dtype
+        ctx.save_for_backward(bits, weight)
+        return _sums(spikes, weight.t(), bias, library) if sums else nn.functional.linear(spikes, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bits, weight = ctx.saved_tensors
-        needs_spikes, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_spikes, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_weight = None
         if needs_weight:
             spikes = unpack_spikes(bits, ctx.shape, ctx.dtype)
-            if _takes_sums(spikes, MIN_ROWS):
-                grad_weight = _sums(spikes.t(), grad, None, ctx.library).t().contiguous()
-            else:
-                grad_weight = grad.t() @ spikes
-        return grad @ weight if needs_spikes else None, grad_weight, grad.sum(0) if needs_bias else None, None
+            grad_weight = _sums(spikes.t(), grad, None, ctx.library).t() if ctx.sums else grad.t() @ spikes
+        return (
+            grad @ weight if needs_spikes else None,
+            None if grad_weight is None else grad_weight.contiguous(),
+            grad.sum(0) if needs_bias else None,
+            *[None] * 3,
+        )
 
 
 # sum_spikes: out[r] = bias + sum of weight[k] over all k with spikes[r, k] = 1. For each block of rows first the places
@@ -213,7 +239,6 @@ def _library() -> Any:
 
 def _sums(spikes: Tensor, weight: Tensor, bias: Tensor | None, library: Any) -> Tensor:
     """`spikes @ weight + bias` of `[R, K]` and `[K, M]`."""
-    note("spike_linear", "sums", "silent synapses are passed over")
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     out = weight.new_empty(spikes.shape[0], weight.shape[1])
