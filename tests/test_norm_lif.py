@@ -1,4 +1,4 @@
-"""The operator `norm_lif`: the equations by hand, against other libraries, and its C++ kernels against the naive form."""
+"""The operator `norm_lif`: by hand, against other libraries, and its C++ kernels against the naive form."""
 
 import math
 from collections.abc import Callable, Iterator
