@@ -155,15 +155,8 @@ def _run(
     form: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, neurons: LIF, eps: float, dtype: torch.dtype
 ) -> Tensor:
     if form == "triton":
-        constants = (eps, neurons.tau, neurons.v_threshold, neurons.v_reset)
-        return norm_lif_forward(*_one_group(x, weight, bias), *constants, dtype).view(x.shape)
+        return norm_lif_forward(x, weight, bias, eps, neurons.tau, neurons.v_threshold, neurons.v_reset, dtype)
     return _forward(form, x, weight, bias, neurons, eps, dtype)
-
-
-def _one_group(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As the Triton kernels take them: `[T, N, 1, D]`, and `[1, D]`."""
-    x = x.reshape(len(x), -1, 1, x.shape[-1])
-    return x, *(None if tensor is None else tensor.unsqueeze(0) for tensor in (weight, bias))
 
 
 class _NormLIF(torch.autograd.Function):
@@ -190,10 +183,8 @@ class _NormLIF(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         neurons, eps = ctx.neurons, ctx.eps
         if ctx.form == "triton":
-            constants = (eps, neurons.tau, neurons.v_threshold, neurons.v_reset, neurons.surrogate.alpha)
-            grad_spikes = grad_spikes.reshape(len(x), -1, 1, x.shape[-1])
-            grads = norm_lif_backward(*_one_group(x, weight, bias), grad_spikes, *constants)
-            grads = tuple(g if g is None else g.view(y.shape) for g, y in zip(grads, (x, weight, bias), strict=True))
+            constants = (neurons.tau, neurons.v_threshold, neurons.v_reset, neurons.surrogate.alpha)
+            grads = norm_lif_backward(x, weight, bias, grad_spikes, eps, *constants)
         else:
             grads = _backward(ctx.form, x, weight, bias, grad_spikes, neurons, eps)
         return *grads, None, None, None, None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """LayerNorm and LIF neurons over all time steps in one pass over memory: Triton kernels for GPUs of NVIDIA and AMD.
 
-The oracle is `torch.nn.LayerNorm` and `neurons_spikebert`, which has the equations; the only surrogate here is ATan.
-Nothing is kept for the backward pass, which computes norms and membranes again.
+The oracle is `norm_lif_naive` of `norm_lif_spikebert`, which has the equations. Nothing is kept for the backward pass,
+which computes norms and membranes again.
 
-Shapes, once for the whole file: `x` is `[T, N, G, D]`, `T` time steps, `N` tokens, `G` groups with a LayerNorm each,
-`D` columns. A program takes rows, the columns of a token and group, through all time steps. Without a LayerNorm columns
-do not need each other: then rows are pieces of `PIECE` elements of what is one long row at each time step.
+Shapes, once for the whole file: `T` time steps, `N` tokens, `D` columns. A program takes rows, the columns of a token,
+through all time steps. Without a LayerNorm columns do not need each other: then rows are pieces of `PIECE` elements of
+what is one long row at each time step.
 """
 
 import math
@@ -57,8 +57,7 @@ if HAS_TRITON:
         spikes_ptr,
         stride_t,  # of x
         stride_n,
-        stride_g,
-        step_size,  # elements of a time step, N * G * D
+        step_size,  # elements of a time step, N * D
         steps: tl.constexpr,
         width: tl.constexpr,
         block: tl.constexpr,
@@ -69,14 +68,14 @@ if HAS_TRITON:
         rest: tl.constexpr,
         is_soft: tl.constexpr,
     ):
-        row, group = tl.cast(tl.program_id(0), tl.int64), tl.cast(tl.program_id(1), tl.int64)
+        row = tl.cast(tl.program_id(0), tl.int64)
         columns = tl.arange(0, block)
         mask = columns < (step_size - row * width if weight_ptr is None else width)
-        x_row = x_ptr + row * stride_n + group * stride_g
-        spikes_row = spikes_ptr + (row * tl.num_programs(1) + group) * width
+        x_row = x_ptr + row * stride_n
+        spikes_row = spikes_ptr + row * width
         if weight_ptr is not None:
-            weight = tl.load(weight_ptr + group * width + columns, mask, other=0.0).to(dtype)
-            bias = tl.load(bias_ptr + group * width + columns, mask, other=0.0).to(dtype)
+            weight = tl.load(weight_ptr + columns, mask, other=0.0).to(dtype)
+            bias = tl.load(bias_ptr + columns, mask, other=0.0).to(dtype)
 
         v = tl.full([block], rest, dtype)
         for _t in tl.static_range(steps):
@@ -97,13 +96,12 @@ if HAS_TRITON:
         bias_ptr,
         grad_spikes_ptr,
         grad_x_ptr,
-        grad_weight_ptr,  # [programs, G, D]
+        grad_weight_ptr,  # [programs, D]
         grad_bias_ptr,
         rows,
         stride_t,  # of x
         stride_n,
-        stride_g,
-        step_size,  # elements of a time step, N * G * D
+        step_size,  # elements of a time step, N * D
         steps: tl.constexpr,
         width: tl.constexpr,
         block: tl.constexpr,
@@ -116,19 +114,18 @@ if HAS_TRITON:
         peak: tl.constexpr,  # the surrogate's derivative at distance d is peak / (1 + (slope * d) ** 2)
         slope: tl.constexpr,
     ):
-        program, group = tl.cast(tl.program_id(0), tl.int64), tl.cast(tl.program_id(1), tl.int64)
         columns = tl.arange(0, block)
         if weight_ptr is not None:
-            weight = tl.load(weight_ptr + group * width + columns, columns < width, other=0.0).to(dtype)
-            bias = tl.load(bias_ptr + group * width + columns, columns < width, other=0.0).to(dtype)
+            weight = tl.load(weight_ptr + columns, columns < width, other=0.0).to(dtype)
+            bias = tl.load(bias_ptr + columns, columns < width, other=0.0).to(dtype)
             grad_weight = tl.full([block], 0.0, dtype)
             grad_bias = tl.full([block], 0.0, dtype)
 
         for index in range(tl.program_id(0), rows, tl.num_programs(0)):
             row = tl.cast(index, tl.int64)
             mask = columns < (step_size - row * width if weight_ptr is None else width)
-            x_row = x_ptr + row * stride_n + group * stride_g
-            place = (row * tl.num_programs(1) + group) * width
+            x_row = x_ptr + row * stride_n
+            place = row * width
 
             # once more forward, for the membrane; what a time step leaves is kept in registers
             means, scales, charged = (), (), ()
@@ -167,14 +164,9 @@ if HAS_TRITON:
                 tl.store(grad_x_ptr + place + columns, grad, mask)
 
         if weight_ptr is not None:
-            place = (program * tl.num_programs(1) + group) * width
+            place = tl.cast(tl.program_id(0), tl.int64) * width
             tl.store(grad_weight_ptr + place + columns, grad_weight, columns < width)
             tl.store(grad_bias_ptr + place + columns, grad_bias, columns < width)
-
-
-def is_available() -> bool:
-    """Whether Triton can be imported; the caller looks whether the tensors are on a GPU."""
-    return HAS_TRITON
 
 
 def norm_lif_forward(
@@ -190,19 +182,19 @@ def norm_lif_forward(
     """LayerNorm and neurons.
 
     Args:
-        x: `[T, N, G, D]`, floating point, columns contiguous; computed in float32 (float64 for float64).
-        weight, bias: of the LayerNorm, `[G, D]`; None for no LayerNorm.
+        x: `[T, ..., D]`, floating point; computed in float32 (float64 for float64).
+        weight, bias: of the LayerNorm, `[D]`; None for no LayerNorm.
         eps: of the LayerNorm.
         tau, v_threshold, v_reset: of the neurons; membranes start at `v_reset`, or 0 for None, the soft reset.
         spike_dtype: of the spikes.
 
     Returns:
-        spikes, 0 or 1, `[T, N, G, D]`.
+        spikes, 0 or 1, `[T, ..., D]`.
     """
     spikes = torch.empty(x.shape, dtype=spike_dtype, device=x.device)
-    grid, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset)
+    rows, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset)
     with torch.cuda.device_of(x):
-        _forward_kernel[grid](spikes_ptr=spikes, **shared)
+        _forward_kernel[rows,](spikes_ptr=spikes, **shared)
     return spikes
 
 
@@ -220,21 +212,21 @@ def norm_lif_backward(
     """Gradients of `norm_lif_forward` for the surrogate ATan; the same gives the same, bit by bit.
 
     Args:
-        grad_spikes: `[T, N, G, D]`.
+        grad_spikes: `[T, ..., D]`.
         alpha: of the surrogate.
 
     Returns:
-        gradients of x, `[T, N, G, D]`, and of weight and bias, `[G, D]`, or None without LayerNorm.
+        gradients of x, `[T, ..., D]`, and of weight and bias, `[D]`, or None without LayerNorm.
     """
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    (rows, groups), shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset)
+    rows, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset)
     programs, partial = rows, None
     if weight is not None:
-        programs = min(rows, triton.cdiv(PROGRAMS, groups))
+        programs = min(rows, PROGRAMS)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         partial = torch.empty(2, programs, *weight.shape, dtype=dtype, device=x.device)
     with torch.cuda.device_of(x):
-        _backward_kernel[programs, groups](
+        _backward_kernel[programs,](
             grad_spikes_ptr=grad_spikes.contiguous(),
             grad_x_ptr=grad_x,
             grad_weight_ptr=None if partial is None else partial[0],
@@ -244,10 +236,10 @@ def norm_lif_backward(
             slope=math.pi / 2 * alpha,
             **shared,
         )
-    if weight is None or partial is None:
+    if weight is None or bias is None or partial is None:
         return grad_x, None, None
-    grad_weight, grad_bias = partial.sum(1).to(weight.dtype)
-    return grad_x, grad_weight, grad_bias
+    grad_weight, grad_bias = partial.sum(1)
+    return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
 def _shared_arguments(
@@ -258,24 +250,24 @@ def _shared_arguments(
     tau: float,
     v_threshold: float,
     v_reset: float | None,
-) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Rows and groups, and the arguments of both kernels."""
-    steps, rows, groups, width = x.shape
-    step_size = rows * groups * width
+) -> tuple[int, dict[str, Any]]:
+    """How many rows there are, and the arguments of both kernels."""
+    steps, rows, width = len(x), math.prod(x.shape[1:-1]), x.shape[-1]
+    step_size = rows * width
+    x = x.reshape(steps, rows, width)
     if weight is None:
-        x = x.flatten(1)  # [T, N * G * D]
-        rows, groups, width = triton.cdiv(step_size, PIECE), 1, PIECE
+        x = x.flatten(1)  # [T, N * D]
+        rows, width = triton.cdiv(step_size, PIECE), PIECE
     if x.stride(-1) != 1:
         x = x.contiguous()
-    strides = (x.stride(0), PIECE, 0) if weight is None else x.stride()
+    stride_n = PIECE if weight is None else x.stride(1)
     block = triton.next_power_of_2(width)
-    return (rows, groups), {
+    return rows, {
         "x_ptr": x,
         "weight_ptr": None if weight is None else weight.contiguous(),
         "bias_ptr": None if bias is None else bias.contiguous(),
-        "stride_t": strides[0],
-        "stride_n": strides[1],
-        "stride_g": strides[2],
+        "stride_t": x.stride(0),
+        "stride_n": stride_n,
         "step_size": step_size,
         "steps": steps,
         "width": width,
