@@ -27,7 +27,7 @@ from ..energy import (
     measured_energy,
 )
 from ..hub.fetching import loading
-from ..modeling_spikebert import first_position_of
+from ..teacher_spikebert import first_position_of
 from .options import OptionParser
 
 

@@ -1,9 +1,11 @@
 """Counts what a model computes on given sentences, layer by layer, with forward hooks; `docs/energy.md` has the rules.
 
 Everything is summed over the sentences of all batches and stays a whole number; `report.py` divides and prices it.
-Padding counts where the model counts it (`mask_padding=False`), else a sentence costs what it costs alone.
+Padding counts where the model counts it (the published variant), else a sentence costs what it costs alone.
 
-Shapes: `T` time steps, `B` batch, `L` tokens, `H` heads, `D` hidden; `n` tokens that count in a sentence.
+Shapes: `T` time steps, `B` batch, `L` tokens, `H` heads, `D` hidden; `n` tokens that count in a sentence, `N` those of
+all sentences of a batch, or all `B * L`. Spiking blocks compute on `[T, N, D]`, and rules see other tensors so, too:
+`[B, L, D]` as `[B * L, D]`.
 """
 
 import inspect
@@ -16,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import PreTrainedModel
 
-from ..modeling_spikebert import check_encoder
+from ..teacher_spikebert import check_encoder
 
 # What an input can be, from the cheapest to the dearest; a layer has the dearest of what it saw.
 INPUT_KINDS = ("binary", "ternary", "integer", "real")
@@ -42,16 +45,12 @@ PLAIN_ENCODERS = ("bert", "camembert", "distilbert", "electra", "ernie", "robert
 
 # Modules that only call others. (Projections belong to training.)
 CONTAINERS = ("ModuleList", "Sequential", "ModuleDict", "FeatureProjections")
-# The model's own modules, and the rule for what they compute themselves.
+# The model's own modules that compute something themselves: an attribute that tells them, and their rule.
 SPIKEBERT = {
-    "SpikeBertEmbeddings": None,
-    "SpikeBertEncoder": None,
-    "SpikeBertEncoding": "encoding",
-    "SpikeBertForSequenceClassification": "pooling",
-    "SpikeBertLayer": None,
-    "SpikeBertMLP": "shortcut",
-    "SpikeBertModel": "pooling",
-    "SpikeBertNeuron": "neuron",
+    "sign": "encoding",
+    "neurons": "neuron",
+    "num_heads": "spiking_attention",
+    "intermediate_neuron": "shortcut",
 }
 FREE = (nn.Dropout, nn.Identity, nn.Embedding)  # a lookup is memory traffic, which its `embeddings` row has
 
@@ -62,7 +61,7 @@ class Signal:
 
     Args:
         kind: one of `INPUT_KINDS`.
-        entries: number of values, over real tokens and over padding.
+        entries: number of values, over real tokens and over padding; the latter where padding counts, else 0.
         nonzero: how many are not 0, likewise.
         magnitude: sum of their absolute values, likewise; the number of spikes.
         nonzero_per_step: over real tokens, for each time step.
@@ -139,7 +138,7 @@ def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> Coun
     counter = _Counter(model, spiking)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
-        stack.enter_context(plain_time_steps(model))
+        stack.enter_context(all_time_steps(model))
         for name, module in model.named_modules():
             hook = counter.hook_for(name, module)
             if hook is not None:
@@ -205,17 +204,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def plain_time_steps(model: Any) -> Iterator[None]:
-    """Makes a SpikeBERT call its modules, for all time steps: no fused blocks, no early exit."""
-    fields = {"implementation": "plain", "exit_threshold": None}
-    before = {name: getattr(model.config, name) for name in fields if hasattr(model.config, name)}
-    for name in before:
-        setattr(model.config, name, fields[name])
+def all_time_steps(model: Any) -> Iterator[None]:
+    """Switches the early exit of a SpikeBERT off."""
+    threshold = getattr(model.config, "exit_threshold", None)
+    if threshold is not None:
+        model.config.exit_threshold = None
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(model.config, name, value)
+        if threshold is not None:
+            model.config.exit_threshold = threshold
 
 
 def model_arguments(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -230,14 +228,6 @@ def model_arguments(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[st
     return {name: value.to(model.device) for name, value in arguments.items()}
 
 
-@dataclass
-class Look:
-    """A signal and where it is not 0: the number of neurons at each time step and token, `[..., L]`."""
-
-    signal: Signal
-    nonzero: Tensor | None
-
-
 class _Counter:
     """Holds the counts while hooks fill them."""
 
@@ -245,13 +235,16 @@ class _Counter:
         self.model = model
         self.config: Any = model.config
         self.spiking = spiking
-        self.counts = Counts(padding_counts=spiking and not self.config.mask_padding)
+        self.counts = Counts(padding_counts=spiking and self.config.variant == "published")
         self.unknown: dict[str, nn.Module] = {}
         self.modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
-        self.places: dict[str, float] = {}
+        self.places: dict[str, int] = {}
         self.outputs: dict[str, Tensor] = {}  # of unknown modules, in this pass
         # The last tensor that was looked at: query, key and value read the same one.
-        self._last: tuple[Tensor, Look] | None = None
+        self._last: tuple[Tensor, Signal] | None = None
+        # What computes on tokens of all sentences, `[T, N, D]`.
+        bases: list[Any] = [module for module in model.modules() if spiking and hasattr(module, "encoding")]
+        self.blocks = {m for base in bases for part in (base.encoding, base.encoder) for m in part.modules()}
 
     def run(self, arguments: dict[str, Any]) -> None:
         ids = arguments["input_ids"]
@@ -262,8 +255,7 @@ class _Counter:
                 f"shape {tuple(mask.shape)}."
             )
         self.real = mask.bool()  # [B, L]
-        self.counted = torch.ones_like(self.real) if self.counts.padding_counts else self.real
-        self.lengths = self.counted.sum(1)  # [B]
+        self.lengths = (torch.ones_like(self.real) if self.counts.padding_counts else self.real).sum(1)  # [B]
         self.batch, self.width = ids.shape
         self.tokens = int(self.lengths.sum())
         self.num_real = int(self.real.sum())
@@ -291,28 +283,31 @@ class _Counter:
             return None
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            rule(name, module, (*args, *kwargs.values()), output)
+            tensors = ((*args, *kwargs.values()), output)
+            if module not in self.blocks:
+                tensors = tree_map_only(Tensor, self.join_sentences, tensors)
+            rule(name, module, *tensors)
 
         return hook
 
     def rule_for(self, name: str, module: nn.Module) -> Callable[[str, Any, tuple[Any, ...], Any], None] | None:
-        kind = type(module).__name__  # by name: remote code brings classes of its own
-        kinds = {cls.__name__ for cls in type(module).__mro__}
-        if type(module) is nn.Linear or kind == "Int8Linear":
+        kind = type(module).__name__
+        own = any(map(is_own, type(module).__mro__))
+        if type(module) is nn.Linear or (is_own(type(module)) and hasattr(module, "weight_scale")):
             return self.linear
         if type(module) is nn.LayerNorm:
             return self.layer_norm
-        if kind == "SpikeBertSelfAttention":
-            return self.spiking_attention
         if module is getattr(self.model.base_model, "embeddings", None):
             return self.embeddings
         if type(module) in FREE or kind in CONTAINERS:
             return None
-        if self.spiking and kinds & SPIKEBERT.keys():
-            if kind not in SPIKEBERT:  # a subclass may compute more than its class
+        if own and not hasattr(module, "weight_scale"):
+            if not is_own(type(module)):  # a subclass may compute more than its class
                 self.unknown[name] = module
-            rule = next(SPIKEBERT[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in SPIKEBERT)
-            return None if rule is None or (rule == "pooling" and name) else getattr(self, rule)
+            if not name:
+                return self.pooling
+            rules = (rule for attribute, rule in SPIKEBERT.items() if hasattr(module, attribute))
+            return getattr(self, next(rules, ""), None)
         path = type(module).__module__
         if path.startswith("transformers.models.") and self.config.model_type in PLAIN_ENCODERS and not is_leaf(module):
             if kind.endswith("SelfAttention"):
@@ -325,63 +320,52 @@ class _Counter:
 
     # Looking at tensors
 
-    def look(self, x: Tensor) -> Look:
-        """What `x` is and how much of it is not 0. Shapes: `[T, B, L, D]`, `[B, L, D]`, else all counts as real."""
-        if self._last is not None and self._last[0] is x:
-            return self._last[1]
-        signal, nonzero = Signal(), None
-        if self.has_tokens(x):
-            per_token = x.numel() // self.real.numel()
-            signal.entries = {"real": per_token * self.num_real, "padding": per_token * self.num_padding}
-        else:
-            signal.entries["real"] = x.numel()
-        signal.kind = kind_of(x) if self.spiking else "real"
-        if signal.kind != "real":
-            spikes = x if signal.kind == "binary" else x != 0
-            nonzero = spikes.sum(-1, dtype=torch.float32)  # [..., L]
-            self.sum_tokens(nonzero, signal.nonzero, signal.nonzero_per_step)
-            if signal.kind == "integer":
-                self.sum_tokens(x.abs().sum(-1, dtype=torch.int64), signal.magnitude, [])
-            else:
-                signal.magnitude = signal.nonzero
-        self._last = (x, Look(signal, nonzero))
-        return self._last[1]
+    def join_sentences(self, x: Tensor) -> Tensor:
+        """`[..., B, L, D]` to `[..., B * L, D]`; others stay as they are."""
+        return x.flatten(-3, -2) if x.dim() >= 3 and x.shape[-3:-1] == self.real.shape else x
 
-    def sum_tokens(self, values: Tensor, sums: dict[str, int], per_step: list[int]) -> None:
-        """Sums `values` `[T, B, L]` or `[B, L]` over real tokens and over padding; others as if all were real."""
-        if values.shape[-2:] != self.real.shape:
-            sums["real"] = int(values.sum(dtype=torch.int64))
-            return
-        steps = values.sum((-2, -1), dtype=torch.int64).reshape(-1)
-        if self.num_padding:
-            of_real = (values * self.real).sum((-2, -1), dtype=torch.int64).reshape(-1)
-            sums["padding"] = int((steps - of_real).sum())
-            steps = of_real
-        per_step += steps.tolist()
-        sums["real"] = sum(per_step)
-
-    def has_tokens(self, x: Tensor) -> bool:
-        return x.dim() >= 3 and x.shape[-3:-1] == (self.batch, self.width)
-
-    def over_counted(self, numbers: dict[str, int]) -> int:
-        return numbers["real"] + (numbers["padding"] if self.counts.padding_counts else 0)
+    def has_padding(self, x: Tensor) -> bool:
+        return self.num_padding > 0 and x.dim() > 1 and x.shape[-2] == self.real.numel()
 
     def vectors(self, x: Tensor) -> int:
         """How many vectors of the last dimension count, over all time steps."""
-        if not self.has_tokens(x):
-            return x.numel() // x.shape[-1]
-        return self.tokens * (x.shape[0] if x.dim() == 4 else 1)
+        vectors = x.numel() // x.shape[-1]
+        return vectors // self.real.numel() * self.tokens if self.has_padding(x) else vectors
 
-    def layer(self, name: str, part: str, like: Tensor | None = None, after: str | None = None) -> LayerCount:
-        """The row of a module, or of a computation inside of one, which stands behind the module named `after`."""
+    def look(self, x: Tensor) -> Signal:
+        """What `x`, `[T, N, D]` or `[N, D]`, is and how much of it is not 0."""
+        if self._last is not None and self._last[0] is x:
+            return self._last[1]
+        signal = Signal(kind_of(x) if self.spiking else "real")
+        padding = x.numel() // self.real.numel() * self.num_padding if self.has_padding(x) else 0
+        signal.entries = {"real": x.numel() - padding, "padding": padding * self.counts.padding_counts}
+        if signal.kind != "real":
+            spikes = x if signal.kind == "binary" else x != 0
+            signal.nonzero, signal.nonzero_per_step = self.sums(spikes.sum(-1, dtype=torch.float32), x)
+            signal.magnitude = signal.nonzero
+            if signal.kind == "integer":
+                signal.magnitude, _ = self.sums(x.abs().sum(-1, dtype=torch.int64), x)
+        self._last = (x, signal)
+        return signal
+
+    def sums(self, values: Tensor, x: Tensor) -> tuple[dict[str, int], list[int]]:
+        """Sums of `values`, `[T, N]` or `[N]`, of the vectors of `x`; and those of real tokens for each time step."""
+        of_real = values * self.real.flatten() if self.has_padding(x) else values
+        per_step = of_real.sum(-1, dtype=torch.int64).flatten().tolist()
+        padding = int(values.sum(dtype=torch.int64)) - sum(per_step) if self.counts.padding_counts else 0
+        return {"real": sum(per_step), "padding": padding}, per_step
+
+    def layer(self, name: str, part: str, like: Tensor | None = None, beside: str | None = None) -> LayerCount:
+        """The row of a module, or of a computation that stands in the place of the module `beside`.
+
+        Rows of one place keep the order in which they were made.
+        """
         if name not in self.counts.layers:
             self.counts.layers[name] = LayerCount(name, part)
-            self.places[name] = self.modules.get(name if after is None else after, len(self.modules)) + (
-                0.5 if after is not None else 0.0
-            )
+            self.places[name] = self.modules.get(name if beside is None else beside, len(self.modules))
         layer = self.counts.layers[name]
         if like is not None:
-            layer.num_time_steps = like.shape[0] if like.dim() == 4 else 1
+            layer.num_time_steps = like.shape[0] if self.spiking and like.dim() == 3 else 1
         return layer
 
     def sorted_layers(self) -> dict[str, LayerCount]:
@@ -393,11 +377,11 @@ class _Counter:
         x, *_ = args
         head = self.model.base_model is not self.model and not name.startswith(self.model.base_model_prefix + ".")
         layer = self.layer(name, "head" if head else "linear", x)
-        signal = self.look(x).signal
+        signal = self.look(x)
         layer.input.add(signal)
         layer.dense_macs += self.vectors(x) // layer.num_time_steps * module.weight.numel()
-        layer.active_synapses += self.over_counted(signal.nonzero) * module.out_features
-        layer.synaptic_events += self.over_counted(signal.magnitude) * module.out_features
+        layer.active_synapses += sum(signal.nonzero.values()) * module.out_features
+        layer.synaptic_events += sum(signal.magnitude.values()) * module.out_features
         outputs, weights = self.vectors(x) * module.out_features, module.weight.numel()
         int8 = not module.weight.is_floating_point()
         if int8:  # each sum is scaled
@@ -405,27 +389,31 @@ class _Counter:
         layer.traffic["integer" if int8 else "real"] += self.batch * weights
         layer.traffic["real"] += self.batch * (parameters_of(module) - weights) + outputs
 
-    def layer_norm(self, name: str, module: nn.LayerNorm, args: tuple[Any, ...], output: Tensor) -> None:
-        x, *_ = args
-        layer, vectors, width = self.layer(name, "layer_norm", x), self.vectors(x), x.shape[-1]
-        layer.input.add(self.look(x).signal)
+    def layer_norm(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        self.count_norm(name, module, *args)
+
+    def count_norm(self, name: str, module: Any, x: Tensor, beside: str | None = None) -> None:
+        layer, vectors, width = self.layer(name, "layer_norm", x, beside), self.vectors(x), x.shape[-1]
+        layer.input.add(self.look(x))
         # Sum, centre, epsilon; then square and sum, two divisions by the width, root, scale, weight and bias.
         layer.additions += vectors * (2 * width + 1)
-        layer.multiplications += vectors * ((3 if module.elementwise_affine else 2) * width + 3)
+        layer.multiplications += vectors * ((2 if module.weight is None else 3) * width + 3)
         layer.traffic["real"] += self.batch * parameters_of(module) + vectors * width
 
     def neuron(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         current, *_ = args
+        if module.weight is not None:
+            self.count_norm(f"{name}.norm", module, current, beside=name)
         layer = self.layer(name, "neuron", current)
-        spikes = self.look(output).signal
+        spikes = self.look(output)
         layer.output = layer.output or Signal()
         layer.output.add(spikes)
         layer.input.add(Signal("real", spikes.entries))
-        updates = self.over_counted(spikes.entries)
+        updates = sum(spikes.entries.values())
         # h = v + (x - (v - r)) / tau: the factor 1 / tau with its addition; x - v; v - r if r is not 0; the comparison;
         # and one addition for each spike that resets its membrane.
         layer.multiplications += updates
-        layer.additions += updates * (3 if module.v_reset else 2) + self.over_counted(spikes.nonzero)
+        layer.additions += updates * (3 if module.neurons.v_reset else 2) + sum(spikes.nonzero.values())
         layer.traffic["binary"] += updates
         layer.traffic["real"] += 2 * updates  # the membrane, read and written
 
@@ -434,7 +422,7 @@ class _Counter:
         if not module.sign:
             return
         layer = self.layer(name, "embedding", embeddings)
-        layer.input.add(self.look(embeddings).signal)
+        layer.input.add(self.look(embeddings))
         compared = self.vectors(embeddings) * embeddings.shape[-1]
         layer.additions += compared
         layer.traffic["binary"] += compared
@@ -450,27 +438,27 @@ class _Counter:
     def spiking_attention(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         branch, (_, query, key, value, _) = output
         self.shortcut(name, module, args, (branch, ()))
-        width, heads = query.shape[-1], module.num_heads
-        # Padding has been taken out of key and value already. The counts are exact in float32, their products in int64.
-        query_sums = (query.abs() * self.counted.unsqueeze(-1)).sum(2, dtype=torch.float32)  # [T, B, D]
-        key_sums = key.abs().sum(2, dtype=torch.float32)  # [T, B, D]
+        _, tokens = args
+        signals = [self.look(signal) for signal in (query, key, value)]
+        kind = max((signal.kind for signal in signals), key=INPUT_KINDS.index)
+        # [T, N, D] to [T, B, L, D], with 0 for padding unless it counts
+        q, k, v = (tokens.silence_padding(tokens.unpack(signal)).abs() for signal in (query, key, value))
+        width, heads = q.shape[-1], module.num_heads
+        # The counts are exact in float32, their products in int64.
+        q_sums, k_sums = (x.sum(2, dtype=torch.float32) for x in (q, k))  # [T, B, D]
         # Spikes that fall on key j from all queries, and spikes of value j, head by head.
-        arriving = (query_sums.unsqueeze(2) * key.abs()).unflatten(-1, (heads, -1)).sum(-1)  # [T, B, L, H]
-        leaving = value.abs().unflatten(-1, (heads, -1)).sum(-1, dtype=torch.float32)  # [T, B, L, H]
-
-        looks = {"query": self.look(query), "key": self.look(key), "value": self.look(value)}
-        kind = max((look.signal.kind for look in looks.values()), key=INPUT_KINDS.index)
-        for product, operand, events in (
-            ("scores", "query", (query_sums.long() * key_sums.long()).sum()),
-            ("context", "value", (arriving.long() * leaving.long()).sum()),
+        arriving = (q_sums.unsqueeze(2) * k).unflatten(-1, (heads, -1)).sum(-1)  # [T, B, L, H]
+        leaving = v.unflatten(-1, (heads, -1)).sum(-1, dtype=torch.float32)  # [T, B, L, H]
+        for product, signal, operand, events in (
+            ("scores", signals[0], q, (q_sums.long() * k_sums.long()).sum()),
+            ("context", signals[2], v, (arriving.long() * leaving.long()).sum()),
         ):
-            layer = self.layer(f"{name}.{product}", "attention", query, after=f"{name}.value_neuron")
-            layer.input.add(looks[operand].signal)
+            layer = self.layer(f"{name}.{product}", "attention", query, beside=f"{name}.value_neuron")
+            layer.input.add(signal)
             layer.input.kind = max(layer.input.kind, kind, key=INPUT_KINDS.index)
             layer.dense_macs += self.token_pairs * width
-            nonzero = looks[operand].nonzero  # [T, B, L]
-            if nonzero is not None:
-                per_sentence = (nonzero.sum(0) * self.counted).sum(1, dtype=torch.int64)
+            if signal.kind != "real":
+                per_sentence = (operand != 0).sum(-1, dtype=torch.float32).sum((0, 2), dtype=torch.int64)  # [B]
                 layer.active_synapses += int((per_sentence * self.lengths).sum())
                 layer.synaptic_events += int(events)
         pairs = layer.num_time_steps * heads * self.token_pairs
@@ -484,17 +472,17 @@ class _Counter:
 
     def shortcut(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         branch = output[0]
-        layer = self.layer(f"{name}.shortcut", "shortcut", branch, after=f"{name}.dropout")
-        signal = self.look(branch).signal
-        values = self.over_counted(signal.entries)
-        real = self.config.shortcut == "membrane"
+        layer = self.layer(f"{name}.shortcut", "shortcut", branch, beside=f"{name}.dropout")
+        signal = self.look(branch)
+        values = sum(signal.entries.values())
+        real = self.config.variant == "membrane"
         layer.input.add(Signal("real", signal.entries) if real else signal)
-        layer.additions += values if real else self.over_counted(signal.magnitude)
+        layer.additions += values if real else sum(signal.magnitude.values())
         layer.traffic["real" if real else "integer"] += 2 * values  # the stream, read and written
 
     def pooling(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         """Mean over time steps and, with a classifier, over tokens."""
-        layer = self.layer("pooling", "head", after="dropout")
+        layer = self.layer("pooling", "head", beside="dropout")
         width, steps = self.config.hidden_size, self.config.num_time_steps
         values = self.tokens * width
         layer.input.kind = "real"
@@ -510,7 +498,7 @@ class _Counter:
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         values, pairs = self.tokens * width, heads * self.token_pairs
         for product in ("scores", "context"):
-            layer = self.layer(f"{name}.{product}", "attention", after=f"{name}.dropout")
+            layer = self.layer(f"{name}.{product}", "attention", beside=f"{name}.dropout")
             layer.input.kind = "real"
             layer.input.entries["real"] += values
             layer.dense_macs += self.token_pairs * width
@@ -521,7 +509,7 @@ class _Counter:
         scores.multiplications += 3 * pairs
 
     def residual_additions(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        layer = self.layer("shortcut", "shortcut", after=f"{name}.encoder")
+        layer = self.layer("shortcut", "shortcut", beside=f"{name}.encoder")
         values = 2 * self.config.num_hidden_layers * self.tokens * self.config.hidden_size
         layer.input.kind = "real"
         layer.input.entries["real"] += values
@@ -563,7 +551,7 @@ class _Counter:
             output = self.outputs.get(name)
             products = (total(name) - of_children(name, module)) // 2  # FLOPs to MACs
             row = name if is_leaf(module) and output is not None else f"{name}.products".lstrip(".")
-            layer = self.layer(row, "unknown", output, after=name)
+            layer = self.layer(row, "unknown", output, beside=name)
             layer.type_name = type(module).__name__
             layer.input.kind = "real"
             layer.has_products |= products > 0
@@ -583,6 +571,11 @@ def kind_of(x: Tensor) -> str:
         if torch.equal(x, x.round()):
             return "ternary" if x.abs().max() <= 1 else "integer"
     return "real"
+
+
+def is_own(cls: type) -> bool:
+    """Whether a class is one of the model's file, also where a checkpoint brought a copy of it."""
+    return cls.__module__.rpartition(".")[2] == "modeling_spikebert"
 
 
 def is_leaf(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from matplotlib import font_manager, ft2font, rc_context
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .counting import eval_mode, model_arguments
+from .counting import all_time_steps, eval_mode, model_arguments
 from .report import EnergyReport, rates_per_step
 
 # matplotlib's own font has no Chinese; the first of these that is installed is taken for what it lacks.
@@ -32,19 +32,19 @@ def plot_raster(
 ) -> Path:
     """Spikes into the MLP of one block while it reads a sentence: tokens across, neurons up, a panel a time step.
 
-    `block` is an index, as of a list; the picture counts from 1. With the spike shortcut this is the sum of spikes, and
-    darker means more. A sentence is cut at 64 tokens.
+    `block` is an index, as of a list; the picture counts from 1. In the published variant this is the sum of spikes,
+    and darker means more. A sentence is cut at 64 tokens.
     """
     encoded = tokenizer(sentence, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
     seen: list[torch.Tensor] = []
     base: Any = model.base_model
     handle = base.encoder.layer[block].mlp.intermediate.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
-        with eval_mode(model), torch.no_grad():
+        with eval_mode(model), all_time_steps(model), torch.no_grad():
             model(**model_arguments(model, encoded))
     finally:
         handle.remove()
-    spikes = seen[0][:, 0].float().cpu()  # [T, L, D]
+    spikes = seen[0].float().cpu()  # [T, L, D]: of one sentence, the tokens of all
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in installed)][:2]
     drawable = _characters(fonts)

@@ -240,7 +240,7 @@ class EnergyReport:
         if self.padding_counts and self.num_padding:
             share = self.num_padding / (self.num_padding + self.num_tokens)
             flags.append(
-                f"Padding takes part in this model (mask_padding=False): {100 * share:.0f} % of the counted tokens are "
+                f"Padding takes part in this model (variant published): {100 * share:.0f} % of the counted tokens are "
                 "padding, and the figures depend on the batches."
             )
         if self.exit_threshold is not None:
@@ -326,8 +326,9 @@ def _price(layer: LayerCount, counts: Counts, constants: EnergyConstants) -> Lay
     dense = layer.dense_macs * layer.num_time_steps if layer.input.kind == "real" else 0
     active, events = (0, 0) if layer.input.kind == "real" else (layer.active_synapses, layer.synaptic_events)
     bits = dict(zip(INPUT_KINDS, (1, 2, 8, constants.real_bits), strict=True))
-    read = layer.input.entries["real"] + counts.padding_counts * layer.input.entries["padding"]
-    memory = read * bits[layer.input.kind] + sum(values * bits[kind] for kind, values in layer.traffic.items())
+    memory = sum(layer.input.entries.values()) * bits[layer.input.kind] + sum(
+        values * bits[kind] for kind, values in layer.traffic.items()
+    )
     memory_bytes = memory / 8 / sentences
     return LayerEnergy(
         name=layer.name,
