@@ -152,8 +152,11 @@ class Simulator:
     # Everything that is not a product
 
     def layer_norm(self, layer: str, x: list[Vector]) -> list[Vector]:
-        """`x[i][d]`: 2 D + 1 additions and 3 D + 3 MACs for each token."""
-        ops, norm = self.operations, self.model.get_submodule(layer)
+        """`x[i][d]`: 2 D + 1 additions and 3 D + 3 MACs for each token.
+
+        The norm in front of neurons is theirs: the layer `x_neuron.norm` has the weights of `x_neuron`.
+        """
+        ops, norm = self.operations, self.model.get_submodule(layer.removesuffix(".norm"))
         weight, bias = norm.weight.tolist(), norm.bias.tolist()
         results = []
         for x_i in x:
@@ -226,16 +229,17 @@ class SpikeBertSimulator(Simulator):
     def sentence(self, ids: list[int], mask: list[int], types: list[int]):
         config = self.model.config
         # In the default model padding does not exist; in the published one it is a token like any other.
-        tokens = [i for i in range(len(ids)) if mask[i] or not config.mask_padding]
+        published = config.variant == "published"
+        tokens = [i for i in range(len(ids)) if mask[i] or published]
         self.is_real = [bool(mask[i]) for i in tokens]
 
         rows = [("word_embeddings", [ids[i] for i in tokens])]
-        if config.position_embedding_type == "absolute":
+        if not published:
             rows.append(("position_embeddings", tokens))
         if config.type_vocab_size:
             rows.append(("token_type_embeddings", [types[i] for i in tokens]))
         embeddings = self.embed(rows)
-        if config.input_encoding == "sign":
+        if published:
             encoding = self.path("encoding")
             first = [[float(self.operations.reaches(encoding, e, 0.0)) for e in e_i] for e_i in embeddings]
         else:
@@ -252,38 +256,39 @@ class SpikeBertSimulator(Simulator):
 
     def block(self, block: str, x: Sequence) -> Sequence:
         config = self.model.config
-        membrane = config.shortcut == "membrane"
+        membrane = config.variant == "membrane"
         add = self.shortcut if membrane else self.spike_shortcut
 
         name = f"{block}.attention"
         spikes = self.input_spikes(name, x) if membrane else x
-        q, k, v = (
-            self.neurons(f"{name}.{part}_neuron", self.linear_and_norm(name, part, spikes))
-            for part in ("query", "key", "value")
-        )
+        q, k, v = (self.linear_and_neurons(name, part, spikes) for part in ("query", "key", "value"))
         context = [self.attention(name, t, q[t], k[t], v[t]) for t in range(config.num_time_steps)]
         self.see(f"{name}.scores", q)
         self.see(f"{name}.context", v)
+        context_neuron = f"{name}.context_neuron"
         if membrane:
-            context = self.layer_norm_steps(f"{name}.context_norm", context)
-        context = self.neurons(f"{name}.context_neuron", context, config.attention_v_threshold)
+            context = self.layer_norm_steps(f"{context_neuron}.norm", context)
+        context = self.neurons(context_neuron, context, config.attention_v_threshold)
         x = add(f"{name}.shortcut", x, self.branch(name, context, membrane))
 
         name = f"{block}.mlp"
         spikes = self.input_spikes(name, x) if membrane else x
-        spikes = self.neurons(f"{name}.intermediate_neuron", self.linear_and_norm(name, "intermediate", spikes))
+        spikes = self.linear_and_neurons(name, "intermediate", spikes)
         return add(f"{name}.shortcut", x, self.branch(name, spikes, membrane))
 
     def input_spikes(self, name: str, x: Sequence) -> Sequence:
-        return self.neurons(f"{name}.input_neuron", self.layer_norm_steps(f"{name}.input_norm", x))
+        return self.norm_and_neurons(f"{name}.input_neuron", x)
 
     def branch(self, name: str, spikes: Sequence, membrane: bool) -> Sequence:
-        if membrane:
-            return self.spike_linear(f"{name}.output", spikes)
-        return self.neurons(f"{name}.output_neuron", self.linear_and_norm(name, "output", spikes))
+        return (
+            self.spike_linear(f"{name}.output", spikes) if membrane else self.linear_and_neurons(name, "output", spikes)
+        )
 
-    def linear_and_norm(self, name: str, part: str, spikes: Sequence) -> Sequence:
-        return self.layer_norm_steps(f"{name}.{part}_norm", self.spike_linear(f"{name}.{part}", spikes))
+    def linear_and_neurons(self, name: str, part: str, spikes: Sequence) -> Sequence:
+        return self.norm_and_neurons(f"{name}.{part}_neuron", self.spike_linear(f"{name}.{part}", spikes))
+
+    def norm_and_neurons(self, layer: str, x: Sequence) -> Sequence:
+        return self.neurons(layer, self.layer_norm_steps(f"{layer}.norm", x))
 
     def neurons(self, layer: str, x: Sequence, threshold: float | None = None) -> Sequence:
         """LIF neurons: charge, fire, reset."""
