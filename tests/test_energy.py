@@ -23,6 +23,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    BertTokenizerFast,
     DebertaV2Config,
     DebertaV2Model,
     DistilBertConfig,
@@ -40,6 +41,7 @@ from modeling_spikebert import (
     native_spikebert,
 )
 from modeling_spikebert.energy import CONSTANTS, EnergyConstants, estimate_energy, measure_cost, measuring
+from modeling_spikebert.energy.plots import plot_raster
 from modeling_spikebert.modeling_spikebert import SpikeBertNeuron, SpikeLinear
 from modeling_spikebert.spike_attention_spikebert import Tokens
 
@@ -1271,3 +1273,16 @@ def test_without_zeus_joules_are_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "zeus.device", None)
     cost = measure_cost(small_model(), padded(3), seconds=1e-9)
     assert (cost.joules, cost.source) == (None, "not readable here: zeus is not installed (extra `energy`)")
+
+
+# Pictures
+
+
+@modes
+def test_the_raster_of_an_early_exit_has_all_time_steps(mode, tmp_path):
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"])}
+    model, tokenizer = small_model(mode), BertTokenizerFast(vocab=vocabulary)
+    drawn = plot_raster(model, tokenizer, "word word", tmp_path / "all.png").read_bytes()
+    model.config.exit_threshold = 0.01
+    assert plot_raster(model, tokenizer, "word word", tmp_path / "exit.png").read_bytes() == drawn
+    assert model.config.exit_threshold == 0.01
