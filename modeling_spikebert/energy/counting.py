@@ -256,10 +256,10 @@ class _Counter:
             )
         self.real = mask.bool()  # [B, L]
         self.lengths = (torch.ones_like(self.real) if self.counts.padding_counts else self.real).sum(1)  # [B]
-        self.batch, self.width = ids.shape
+        self.batch = len(ids)
         self.tokens = int(self.lengths.sum())
-        self.num_real = int(self.real.sum())
-        self.num_padding = self.real.numel() - self.num_real
+        num_real = int(self.real.sum())
+        self.num_padding = self.real.numel() - num_real
         self.token_pairs = int(self.lengths.square().sum())
         with torch.no_grad():
             if not self.unknown:
@@ -273,7 +273,7 @@ class _Counter:
         self._last = None
         counts = self.counts
         counts.num_sentences += self.batch
-        counts.num_tokens += self.num_real
+        counts.num_tokens += num_real
         counts.num_padding += self.num_padding
         counts.longest = max(counts.longest, int(self.lengths.max()))
 
@@ -390,7 +390,8 @@ class _Counter:
         layer.traffic["real"] += self.batch * (parameters_of(module) - weights) + outputs
 
     def layer_norm(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        self.count_norm(name, module, *args)
+        x, *_ = args
+        self.count_norm(name, module, x)
 
     def count_norm(self, name: str, module: Any, x: Tensor, beside: str | None = None) -> None:
         layer, vectors, width = self.layer(name, "layer_norm", x, beside), self.vectors(x), x.shape[-1]
