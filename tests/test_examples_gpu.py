@@ -1,0 +1,97 @@
+"""`examples/train_on_gpu.py` from end to end, small and on whatever device there is."""
+
+import json
+import random
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers import CODE_FILES, flags
+from tiny_training import VOCABULARY
+from transformers import BertTokenizerFast, MPNetConfig, MPNetModel, pipeline
+
+SCRIPT = str(Path(__file__).parent.parent / "examples" / "train_on_gpu.py")
+UNK, PAD = 0, 1  # as MPNet has them: its positions count from 2
+
+
+def sentence(words: random.Random, label: int) -> str:
+    """Of 5 to 9 words; the label says which of them."""
+    return " ".join(f"word{words.randrange(30) + 29 * label}" for _ in range(words.randrange(5, 10)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("gpu")
+    vocabulary = {token: i for i, token in enumerate(["[UNK]", "[PAD]", *VOCABULARY[2:]])}
+    BertTokenizerFast(vocab=vocabulary, model_max_length=32).save_pretrained(folder / "mpnet")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    config = MPNetConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=34, pad_token_id=PAD, initializer_range=0.2, **sizes
+    )
+    MPNetModel(config).save_pretrained(folder / "mpnet")
+    words = random.Random(0)
+    for name, count in (("train", 64), ("validation", 32), ("text", 96)):
+        labels = [i % 2 for i in range(count)]
+        rows = {"text": [sentence(words, label) for label in labels], "label": [("bad", "good")[i] for i in labels]}
+        Dataset.from_dict(rows).to_parquet(folder / f"{name}.parquet")
+    return {name: str(folder / f"{name}.parquet") for name in ("train", "validation", "text")} | {
+        "teacher": str(folder / "mpnet")
+    }
+
+
+def train(monkeypatch, data: dict[str, str], folder: Path, **options: Any) -> dict[str, Any]:
+    common = {
+        "teacher": data["teacher"],
+        "train-file": data["train"],
+        "validation-file": data["validation"],
+        "text": data["text"],
+        "output-dir": folder,
+        "num-hidden-layers": 2,
+        "hidden-size": 16,
+        "teacher-steps": 24,
+        "teacher-lr": 3e-3,
+        "stage1-steps": 24,
+        "stage1-lr": 1e-2,
+        "stage2-steps": 24,
+        "stage2-lr": 1e-2,
+        "tokens-per-step": 256,
+        "logging-steps": 8,
+    }
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *flags(**(common | options))])
+    runpy.run_path(SCRIPT, run_name="__main__")
+    return json.loads((folder / "student" / "results.json").read_text())
+
+
+def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypatch):
+    results = train(monkeypatch, data, tmp_path / "first")
+    for training, loss in (("teacher", "labels"), ("stage 1", "hidden_states"), ("stage 2", "hidden_states")):
+        log = results["losses"][training]
+        assert [row["step"] for row in log] == [8, 16, 24]
+        assert log[-1][loss] < 0.95 * log[0][loss], (training, log)
+    assert results["losses"]["stage 2"][-1]["logits"] < results["losses"]["stage 2"][0]["logits"]
+    assert results["teacher_accuracy"] > 90
+    assert results["accuracy"] > 75
+    assert 0 < results["firing_rate"] < 1
+
+    # The student's folder is complete, and says what was measured
+    folder = tmp_path / "first" / "student"
+    assert {path.name for path in folder.iterdir()} >= CODE_FILES | {"tokenizer.json"}
+    rows = Dataset.from_parquet(data["validation"])
+    said = [row["label"] for row in pipeline("text-classification", model=str(folder))(rows["text"][:])]
+    right = sum(map(str.__eq__, said, rows["label"]))
+    assert 100 * right / len(rows) == pytest.approx(results["accuracy"], abs=100 / len(rows))
+
+    # Its teacher is taken as it is; a student of the same width starts from the very embeddings
+    again = {"teacher": tmp_path / "first" / "teacher", "hidden-size": 32, "stage1-steps": 8, "stage2-steps": 8}
+    second = train(monkeypatch, data, tmp_path / "second", **again)
+    assert second["losses"].keys() == {"stage 1", "stage 2"}
+    assert second["teacher_accuracy"] == results["teacher_accuracy"]
+    assert second["losses"]["stage 1"][0]["embeddings"] < 0.05
+
+    with pytest.raises(SystemExit, match=r"first exists already\. Remove it, or pass another --output-dir\."):
+        train(monkeypatch, data, tmp_path / "first")
