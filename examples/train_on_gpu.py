@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,55 +99,49 @@ def main(args: Arguments) -> None:
 
     # Text, tokenised once
     text = read_task(args)
-    fine_tuned = is_classifier(args.teacher)
+    config = AutoConfig.from_pretrained(args.teacher)
+    fine_tuned = any("SequenceClassification" in name for name in config.architectures or ())
     if fine_tuned:
-        text = match_labels(text, AutoConfig.from_pretrained(args.teacher).id2label)
+        text = match_labels(text, config.id2label)
     else:
         text.check_all_labelled()
     tokenizer = AutoTokenizer.from_pretrained(args.teacher)
     unlabelled = other_sentences(args, text)
     rows = [tokenize(split, tokenizer, BUCKETS[-1]) for split in (text.train, text.validation, unlabelled)]
-    train, validation, general = (Sentences(split, tokenizer.pad_token_id) for split in rows)
-    mixed_rows = [rows[2].select_columns("input_ids"), *[rows[0].select_columns("input_ids")] * COPIES_OF_TRAIN]
-    mixed = Sentences(concatenate_datasets(mixed_rows), tokenizer.pad_token_id)
+    task_ids, _, other_ids = (split.select_columns("input_ids") for split in rows)
+    rows.append(concatenate_datasets([other_ids, *[task_ids] * COPIES_OF_TRAIN]))
+    train, validation, general, mixed = (
+        Sentences(split, tokenizer.pad_token_id, args.tokens_per_step) for split in rows
+    )
     print(f"{len(rows[0])} labelled sentences, {len(rows[1])} to validate, {len(rows[2])} without labels.", flush=True)
 
-    # The teacher learns the task. Stage 1 is taught by what it was before.
+    # The teacher learns the task. The student starts from what it was before, which teaches stage 1, too.
     set_seed(args.seed)
     names = {} if fine_tuned else text.label_maps
-    teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher, dtype=torch.float32, **names).to(DEVICE)
-    plain = in_half(teacher)
-    losses = {}
+    teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher, dtype=torch.float32, **names)
+    student, projections = make_student(args, teacher, general)
+    plain = in_half(teacher.to(DEVICE))
+    run, losses = partial(fit, logging_steps=args.logging_steps), {}
+    set_seed(args.seed)
     if not fine_tuned:
-        batches = train.forever(args.tokens_per_step, SENTENCES_PER_STEP)
-        losses["teacher"] = fit(
-            "teacher",
-            [teacher],
-            label_losses(teacher),
-            batches,
-            args.teacher_steps,
-            args.teacher_lr,
-            args.logging_steps,
-        )
+        batches, losses_of = train.forever(SENTENCES_PER_STEP), partial(label_losses, teacher)
+        losses["teacher"] = run("teacher", [teacher], losses_of, batches, args.teacher_steps, args.teacher_lr)
         teacher.save_pretrained(folder / "teacher")
         tokenizer.save_pretrained(folder / "teacher")
-    teacher_logits = torch.cat([out.logits for out in outputs_of(teacher, validation, args.tokens_per_step)])
+    teacher_logits = torch.cat([out.logits for out in outputs_of(teacher, validation)])
     labels = torch.cat([labels for _, labels in validation.buckets])
     print(f"teacher: {accuracy(teacher_logits, labels):.2f} % of {len(labels)}", flush=True)
 
     # Stage 1: hidden states and embeddings. Stage 2: logits, too.
-    set_seed(args.seed)
-    student, projections = make_student(args, teacher=plain, counts=general.token_counts(len(tokenizer)))
     for stage, model, data, steps, lr in (
         ("stage 1", plain, general, args.stage1_steps, args.stage1_lr),
         ("stage 2", in_half(teacher), mixed, args.stage2_steps, args.stage2_lr),
     ):
         losses_of = distillation_losses(student, projections, model, with_logits=stage == "stage 2")
-        batches = data.forever(args.tokens_per_step)
-        losses[stage] = fit(stage, [student, projections], losses_of, batches, steps, lr, args.logging_steps)
+        losses[stage] = run(stage, [student, projections], losses_of, data.forever(), steps, lr)
 
     # What it is worth, in float32
-    outputs = outputs_of(student, validation, args.tokens_per_step, output_firing_rates=True)
+    outputs = outputs_of(student, validation, output_firing_rates=True)
     logits = torch.cat([out.logits for out in outputs])
     rates = torch.cat([torch.stack(out.firing_rates, 1) for out in outputs])  # [n, blocks, 7]
     results = {
@@ -202,21 +197,22 @@ class Sentences:
     Args:
         rows: from `tokenize`; labels are -100 where it has none.
         pad_token_id: fills the tables.
+        tokens: most of a batch.
     """
 
-    def __init__(self, rows: Dataset, pad_token_id: int):
+    def __init__(self, rows: Dataset, pad_token_id: int, tokens: int):
         column = rows.data.column("input_ids").combine_chunks()
-        tokens, lengths = column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
+        all_ids, lengths = column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
         starts = lengths.cumsum() - lengths
         labels = np.array(rows["labels"][:]) if "labels" in rows.column_names else np.full(len(rows), -100)
         bucket_of = np.searchsorted(BUCKETS, lengths)
-        self.pad_token_id = pad_token_id
+        self.pad_token_id, self.tokens = pad_token_id, tokens
         self.buckets = []
         for bucket in np.unique(bucket_of):
             (chosen,) = (bucket_of == bucket).nonzero()
             columns = np.arange(BUCKETS[bucket])
-            places = np.minimum(starts[chosen, None] + columns, len(tokens) - 1)
-            ids = np.where(columns < lengths[chosen, None], tokens[places], pad_token_id)  # [n, L]
+            places = np.minimum(starts[chosen, None] + columns, len(all_ids) - 1)
+            ids = np.where(columns < lengths[chosen, None], all_ids[places], pad_token_id)  # [n, L]
             self.buckets.append(
                 (torch.from_numpy(ids.astype(np.int32)).to(DEVICE), torch.from_numpy(labels[chosen]).to(DEVICE))
             )
@@ -227,12 +223,12 @@ class Sentences:
         counts[self.pad_token_id] = 0
         return counts
 
-    def batches(self, tokens: int, sentences: int = sys.maxsize, shuffle: bool = False) -> Iterator[Batch]:
-        """One pass, in batches of one length with at most so many tokens and sentences."""
+    def batches(self, sentences: int = sys.maxsize, shuffle: bool = False) -> Iterator[Batch]:
+        """One pass, in batches of one length with at most so many sentences."""
         parts = []
         for ids, labels in self.buckets:
             order = torch.randperm(len(ids), device=DEVICE) if shuffle else torch.arange(len(ids), device=DEVICE)
-            size = max(1, min(sentences, tokens // ids.shape[1]))
+            size = max(1, min(sentences, self.tokens // ids.shape[1]))
             chunks = list(order.split(size))
             if shuffle and len(chunks) > 1 and len(chunks[-1]) < size // 2:  # a step of its own would weigh too much
                 chunks.pop()
@@ -243,17 +239,12 @@ class Sentences:
             batch = ids[chunk].long()
             yield batch, (batch != self.pad_token_id).long(), labels[chunk]
 
-    def forever(self, tokens: int, sentences: int = sys.maxsize) -> Iterator[Batch]:
+    def forever(self, sentences: int = sys.maxsize) -> Iterator[Batch]:
         while True:
-            yield from self.batches(tokens, sentences, shuffle=True)
+            yield from self.batches(sentences, shuffle=True)
 
 
 # Models
-
-
-def is_classifier(name: str) -> bool:
-    architectures = AutoConfig.from_pretrained(name).architectures or ()
-    return any("SequenceClassification" in architecture for architecture in architectures)
 
 
 def in_half(model: PreTrainedModel) -> PreTrainedModel:
@@ -262,23 +253,18 @@ def in_half(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def make_student(
-    args: Arguments, teacher: PreTrainedModel, counts: Tensor
+    args: Arguments, teacher: PreTrainedModel, text: Sentences
 ) -> tuple[SpikeBertForSequenceClassification, FeatureProjections]:
-    sizes = {
-        "num_hidden_layers": args.num_hidden_layers,
-        "hidden_size": args.hidden_size,
-        "intermediate_size": 4 * args.hidden_size,
-        "num_time_steps": args.num_time_steps,
-    }
+    sizes = {name: getattr(args, name) for name in ("num_hidden_layers", "hidden_size", "num_time_steps")}
+    sizes["intermediate_size"] = 4 * args.hidden_size
     if args.num_time_steps == 1:  # a membrane that is used once has nothing to forget
         sizes["tau"] = 1
     student = SpikeBertForSequenceClassification(SpikeBertConfig(**inherited_fields(teacher, sizes)))
     words, _, _ = embedding_tables(teacher)
-    projections = FeatureProjections(
-        args.num_hidden_layers, args.hidden_size, teacher.config.hidden_size, words.embedding_dim
-    )
+    widths = args.hidden_size, teacher.config.hidden_size, words.embedding_dim
+    projections = FeatureProjections(args.num_hidden_layers, *widths)
     if args.hidden_size < words.embedding_dim:
-        start_narrower(student, projections, teacher, counts)
+        start_narrower(student, projections, teacher, text.token_counts(words.num_embeddings))
     else:
         copy_embeddings(teacher, student.base_model.embeddings)
     return student.to(DEVICE), projections.to(DEVICE)
@@ -296,19 +282,18 @@ def start_narrower(
     The directions are those in which the embeddings of the text spread most, turned at random so that units are alike.
     """
     words, positions, types = embedding_tables(teacher)
-    weighted = words.weight.cpu().double() * (counts.cpu().double() + 0.1)[:, None] ** 0.25  # [V, E]
+    weighted = words.weight.double() * (counts.cpu().double() + 0.1)[:, None] ** 0.25  # [V, E]
     _, directions = torch.linalg.eigh(weighted.T @ weighted)  # in columns, those of the largest spread last
     width = student.config.hidden_size
     turn, _ = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))
     basis = (directions[:, -width:] @ turn).float()  # [E, D]
     projections.embeddings.weight.copy_(basis)
     embeddings = student.base_model.embeddings
-    embeddings.word_embeddings.weight.copy_(words.weight.cpu().float() @ basis)
+    embeddings.word_embeddings.weight.copy_(words.weight @ basis)
     if positions is not None:
-        table = positions.weight[first_position_of(positions) :]
-        embeddings.position_embeddings.weight.copy_(table.cpu().float() @ basis)
+        embeddings.position_embeddings.weight.copy_(positions.weight[first_position_of(positions) :] @ basis)
     if types is not None:
-        embeddings.token_type_embeddings.weight.copy_(types.weight.cpu().float() @ basis)
+        embeddings.token_type_embeddings.weight.copy_(types.weight @ basis)
 
 
 # Training
@@ -320,13 +305,10 @@ def autocast() -> AbstractContextManager:
     return torch.autocast(DEVICE.type, HALF, enabled=DEVICE.type == "cuda")
 
 
-def label_losses(model: PreTrainedModel) -> LossesOf:
-    def losses_of(ids: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        with autocast():
-            logits = model(input_ids=ids, attention_mask=mask).logits
-        return {"labels": F.cross_entropy(logits.float(), labels)}
-
-    return losses_of
+def label_losses(model: PreTrainedModel, ids: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    with autocast():
+        logits = model(input_ids=ids, attention_mask=mask).logits
+    return {"labels": F.cross_entropy(logits.float(), labels)}
 
 
 def distillation_losses(
@@ -393,10 +375,10 @@ def fit(
 
 
 @torch.no_grad()
-def outputs_of(model: PreTrainedModel, sentences: Sentences, tokens: int, **options: Any) -> list[Any]:
+def outputs_of(model: PreTrainedModel, sentences: Sentences, **options: Any) -> list[Any]:
     """What the model says of all sentences, in evaluation mode and in float32."""
     model.eval()
-    return [model(input_ids=ids, attention_mask=mask, **options) for ids, mask, _ in sentences.batches(tokens)]
+    return [model(input_ids=ids, attention_mask=mask, **options) for ids, mask, _ in sentences.batches()]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
