@@ -7,11 +7,12 @@
 (`examples/recipes/README.md` says what lies in `data`.) Nothing waits for the CPU: all text lies on the GPU, tokenised,
 in buckets of one length, and the teacher runs beside the student. Schedules count steps.
 
-What to expect: the defaults are those of one run on an H200. MPNet (109 M parameters) reached 94.5 % on the 872
-sentences of SST-2's validation set in 73 s. Its student of 6 layers and 384 units (22 M) took 132 s for stage 1 and
-302 s for stage 2, while three other students trained on the same GPU. It reached 90.5 %, with a KL divergence of 0.13
-to the teacher and a firing rate of 0.17; its last losses were 0.39 in stage 1 (hidden states), 0.30 and 0.14 in stage 2
-(hidden states, logits). The standard error of such an accuracy is one point: another seed or GPU gives another one.
+What to expect: the defaults are the steps and rates of one run on an H200, of a script whose schedules followed the
+clock. There MPNet (109 M parameters) reached 94.5 % on the 872 sentences of SST-2's validation set in 73 s. Its student
+of 6 layers and 384 units (22 M) took 132 s for stage 1 and 302 s for stage 2, while three other students trained on the
+same GPU. It reached 90.5 %, with a KL divergence of 0.13 to the teacher and a firing rate of 0.17; its last losses were
+0.39 in stage 1 (hidden states), 0.30 and 0.14 in stage 2 (hidden states, logits). The standard error of such an
+accuracy is one point: another seed or GPU gives another one.
 Splitting and tokenising the text comes first and takes minutes on the CPU.
 
     OUTPUT_DIR/teacher   the fine-tuned teacher, a transformers model
@@ -387,6 +388,6 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 if __name__ == "__main__":
     try:
-        main(*HfArgumentParser(Arguments).parse_args_into_dataclasses())  # type: ignore[arg-type]
+        main(*HfArgumentParser(Arguments).parse_args_into_dataclasses())
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"train_on_gpu.py: {error}")
