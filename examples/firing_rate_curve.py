@@ -1,7 +1,7 @@
 """Accuracy against energy: stage 2 from the same start with several weights of the firing-rate penalty.
 
     spikebert quickstart --output-dir runs/quickstart
-    python examples/firing_rate_curve.py --run runs/quickstart --output_dir runs/firing_rate
+    python examples/firing_rate_curve.py --run runs/quickstart --output-dir runs/firing_rate
 
 Takes the teacher and the stage-1 student of a quickstart run, and its data. Writes `curve.json` and `curve.png`.
 """
@@ -51,7 +51,7 @@ class CurveArguments:
 
     def __post_init__(self) -> None:
         if (self.train_file is None) != (self.validation_file is None):
-            raise ValueError("Pass both --train_file and --validation_file, or neither.")
+            raise ValueError("Pass both --train-file and --validation-file, or neither.")
 
 
 def main(args: CurveArguments) -> None:

@@ -1,7 +1,7 @@
 """Turns a run into a folder to be given away, laid out like a repository on the Hub: int8 files, code, tokenizer, card.
 
     python examples/release.py --run runs/sst2/longer --folder release --teacher runs/sst2/teacher \
-        --validation_file data/sst2/validation.parquet --labels negative positive --dataset stanfordnlp/sst2 \
+        --validation-file data/sst2/validation.parquet --labels negative positive --dataset stanfordnlp/sst2 \
         --license apache-2.0
 
 What the card says is measured on what lies in the folder, loaded as its users load it. `SHA256SUMS` is for
@@ -39,7 +39,7 @@ NUM_ENERGY_SENTENCES = 100
 
 @dataclass
 class ReleaseArguments:
-    run: str = field(metadata={"help": "Folder that run_distillation.py wrote."})
+    run: str = field(metadata={"help": "Folder that `spikebert distill` wrote."})
     folder: str = field(metadata={"help": "New folder."})
     teacher: str = field(metadata={"help": "The teacher, to compare energies."})
     validation_file: str = field(metadata={"help": "Text to measure on; with the column `label` for a classifier."})

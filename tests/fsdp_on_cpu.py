@@ -1,15 +1,14 @@
-"""Runs a script with FSDP on CPU processes: torch can do that, but accelerate leaves its FSDP plugin out there.
+"""Runs `spikebert` with FSDP on CPU processes: torch can do that, but accelerate leaves its FSDP plugin out there.
 
-accelerate launch --config_file FSDP.yaml tests/fsdp_on_cpu.py SCRIPT OPTIONS
+accelerate launch --config-file FSDP.yaml tests/fsdp_on_cpu.py COMMAND OPTIONS
 """
-
-import runpy
-import sys
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
+
+from modeling_spikebert.commands import main
 
 initialise = AcceleratorState.__init__
 
@@ -35,5 +34,4 @@ def waited(method):
 AcceleratorState.__init__ = initialise_with_fsdp
 DTensor.full_tensor = waited(DTensor.full_tensor)
 DTensor.to_local = waited(DTensor.to_local)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+main()

@@ -34,7 +34,7 @@ tracing = pytest.mark.filterwarnings(
 
 def flags(**options: object) -> list[str]:
     """Options of a command line."""
-    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    return [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
 
 
 def tiny_config(mode: str = "default", **overrides) -> SpikeBertConfig:

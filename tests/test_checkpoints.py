@@ -164,7 +164,7 @@ def test_a_folder_in_which_another_process_trains_is_refused_until_it_is_killed(
 def test_a_new_training_over_older_checkpoints_is_refused(checkpoint):
     trainer = make_trainer(checkpoint.parent, "task", max_steps=2, save_strategy="steps", save_steps=1)
     before = (checkpoint / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"up to checkpoint-2: pass --resume_from_checkpoint last to go on from there"):
+    with pytest.raises(ValueError, match=r"up to checkpoint-2: pass --resume-from-checkpoint last to go on from there"):
         trainer.train()
     assert (checkpoint / "model.safetensors").read_bytes() == before
 
@@ -174,7 +174,7 @@ def test_checkpoints_of_a_plain_trainer_stay(tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"weights")
     trainer = make_trainer(tmp_path, "task")
-    with pytest.raises(ValueError, match=r"checkpoint-1 has no manifest: .* Pass another --output_dir"):
+    with pytest.raises(ValueError, match=r"checkpoint-1 has no manifest: .* Pass another --output-dir"):
         trainer.train(resume_from_checkpoint="last")
     assert (tmp_path / "checkpoint-1" / "model.safetensors").read_bytes() == b"weights"
 

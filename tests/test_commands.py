@@ -1,8 +1,7 @@
-"""The command line and the example script, as a user runs them."""
+"""The command line, as a user runs it. `test_distill.py` has more of `spikebert distill`."""
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -596,13 +595,13 @@ def test_energy_refuses_sizes_of_zero(option, capsys):
     assert f"{option} must be at least" in capsys.readouterr().err
 
 
-# The example script
+# Distilling
 
 
 @pytest.fixture(scope="module")
-def examples(inputs, tmp_path_factory) -> Path:
+def distilled(inputs, tmp_path_factory) -> Path:
     """Folder with `stage1`, `student`, `resumed` (from the student's step 2 of 3) and `tuned`."""
-    folder = tmp_path_factory.mktemp("examples")
+    folder = tmp_path_factory.mktemp("distilled")
     common = {"per_device_train_batch_size": 8, "max_length": 12, "use_cpu": True, "disable_tqdm": True}
     recipe = {
         "stage": "general",
@@ -619,8 +618,7 @@ def examples(inputs, tmp_path_factory) -> Path:
     (folder / "recipe.yaml").write_text("# stage 1\n" + json.dumps(recipe))
     labelled = common | {"train_file": inputs.train, "validation_file": inputs.validation, "max_steps": 3}
     task = labelled | {"stage": "task", "teacher": inputs.teacher, "model_name_or_path": "stage1"}
-    script = ROOT / "examples" / "run_distillation.py"
-    output = run(sys.executable, script, "recipe.yaml", folder=folder)
+    output = run(Path(sys.executable).with_name("spikebert"), "distill", "recipe.yaml", folder=folder)
     assert output.returncode == 0, output.stdout + output.stderr
     with pytest.MonkeyPatch.context() as patch:  # in this process, which has its imports behind it
         patch.chdir(folder)
@@ -629,53 +627,52 @@ def examples(inputs, tmp_path_factory) -> Path:
             flags(**task, output_dir="resumed", resume_from_checkpoint="student/checkpoint-2"),
             flags(**labelled, model_name_or_path="student", output_dir="tuned"),
         ):
-            patch.setattr(sys, "argv", [str(script), *options])
-            runpy.run_path(str(script), run_name="__main__")
+            main(["distill", *options])
     return folder
 
 
-def test_example_stage_1_from_a_recipe(examples):
-    assert CHECKPOINT_FILES | {PROJECTIONS_NAME} <= {file.name for file in (examples / "stage1").iterdir()}
-    config = json.loads((examples / "stage1" / "config.json").read_text())
+def test_distilling_stage_1_from_a_recipe(distilled):
+    assert CHECKPOINT_FILES | {PROJECTIONS_NAME} <= {file.name for file in (distilled / "stage1").iterdir()}
+    config = json.loads((distilled / "stage1" / "config.json").read_text())
     assert (config["num_hidden_layers"], config["num_time_steps"]) == (1, 2)
     assert config["architectures"] == ["SpikeBertModel"]
-    assert json.loads((examples / "stage1" / "eval_results.json").read_text())["eval_loss_hidden_states"] > 0
+    assert json.loads((distilled / "stage1" / "eval_results.json").read_text())["eval_loss_hidden_states"] > 0
 
 
-def test_example_stage_2_goes_on_from_stage_1(examples, inputs):
-    state = json.loads((examples / "student" / "checkpoint-3" / "trainer_state.json").read_text())
+def test_distilling_stage_2_goes_on_from_stage_1(distilled, inputs):
+    state = json.loads((distilled / "student" / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["max_steps"] == 3
-    metrics = json.loads((examples / "student" / "eval_results.json").read_text())
+    metrics = json.loads((distilled / "student" / "eval_results.json").read_text())
     assert {"eval_accuracy", "eval_f1", "eval_loss_logits", "eval_loss_cross_entropy"} <= metrics.keys()
-    config = json.loads((examples / "student" / "config.json").read_text())
+    config = json.loads((distilled / "student" / "config.json").read_text())
     assert config["architectures"] == ["SpikeBertForSequenceClassification"]
     assert config["id2label"] == {"0": "bad", "1": "good"}
-    assert not (examples / "student" / PROJECTIONS_NAME).exists()
-    card = ModelCard.load(examples / "student" / "README.md")
+    assert not (distilled / "student" / PROJECTIONS_NAME).exists()
+    card = ModelCard.load(distilled / "student" / "README.md")
     assert {result.metric_type for result in card.data.eval_results} >= {"accuracy", "f1"}
     assert str(inputs.teacher.parent) not in card.content
 
 
 @pytest.mark.parametrize("name", ["stage1", "student"])
-def test_example_ends_with_the_energy_of_student_and_teacher(examples, name):
-    energy = json.loads((examples / name / "energy.json").read_text())
+def test_distilling_ends_with_the_energy_of_student_and_teacher(distilled, name):
+    energy = json.loads((distilled / name / "energy.json").read_text())
     assert 0 < energy["ratio"]["strict"] < 1
-    card = ModelCard.load(examples / name / "README.md").content.split("## Energy")[1]
+    card = ModelCard.load(distilled / name / "README.md").content.split("## Energy")[1]
     assert "sentences of validation.csv" in card
     assert f"{energy['strict']['energy_mj']:.3g}" in card
 
 
-def test_example_resumes_to_the_same_weights(examples):
-    whole, resumed = (load_file(examples / name / "model.safetensors") for name in ("student", "resumed"))
+def test_distilling_resumes_to_the_same_weights(distilled):
+    whole, resumed = (load_file(distilled / name / "model.safetensors") for name in ("student", "resumed"))
     assert whole.keys() == resumed.keys()
     assert all((resumed[name] == weight).all() for name, weight in whole.items())
 
 
-def test_example_fine_tunes_without_a_teacher(examples):
-    before, after = (load_file(examples / name / "model.safetensors") for name in ("student", "tuned"))
+def test_distilling_fine_tunes_without_a_teacher(distilled):
+    before, after = (load_file(distilled / name / "model.safetensors") for name in ("student", "tuned"))
     assert before.keys() == after.keys()
     assert any((after[name] != weight).any() for name, weight in before.items())
-    metrics = json.loads((examples / "tuned" / "eval_results.json").read_text())
+    metrics = json.loads((distilled / "tuned" / "eval_results.json").read_text())
     assert "eval_accuracy" in metrics
     assert not any("logits" in name for name in metrics)
-    assert {file.name for file in (examples / "tuned").iterdir()} >= CHECKPOINT_FILES
+    assert {file.name for file in (distilled / "tuned").iterdir()} >= CHECKPOINT_FILES

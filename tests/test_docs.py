@@ -1,7 +1,6 @@
 """What the documentation says of options, files and links."""
 
 import re
-import runpy
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from itertools import groupby
@@ -13,6 +12,7 @@ from transformers import TrainingArguments
 
 from modeling_spikebert import DistillationTrainingArguments
 from modeling_spikebert.commands.augment import AugmentArguments
+from modeling_spikebert.commands.distill import DataArguments, ModelArguments
 from modeling_spikebert.data.augmentation import AugmentationSettings
 
 ROOT = Path(__file__).parent.parent
@@ -21,14 +21,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 HEADER = ("| option | default | |", "|---|---|---|")
 
 
-def rows(dashes: bool, *classes: Any) -> Iterator[str]:
+def rows(*classes: Any) -> Iterator[str]:
     """The lines of a table of options, from the help texts of the command line."""
     inherited = {field.name for field in fields(TrainingArguments)}
     for cls in classes:
         for field in fields(cls):
             if cls is not DistillationTrainingArguments or field.name not in inherited:
-                name = field.name.replace("_", "-") if dashes else field.name
-                yield f"| `--{name}` | {default_of(field)} | {field.metadata['help']} |"
+                yield f"| `--{field.name.replace('_', '-')}` | {default_of(field)} | {field.metadata['help']} |"
 
 
 def default_of(field: Field) -> str:
@@ -38,11 +37,9 @@ def default_of(field: Field) -> str:
 
 
 def tables() -> dict[str, list[str]]:
-    script = runpy.run_path(str(ROOT / "examples" / "run_distillation.py"))
-    own = (script["ModelArguments"], script["DataArguments"], DistillationTrainingArguments)
     return {
-        "run_distillation.py": [*HEADER, *rows(False, *own)],
-        "spikebert augment": [*HEADER, *rows(True, AugmentArguments, AugmentationSettings)],
+        "spikebert distill": [*HEADER, *rows(ModelArguments, DataArguments, DistillationTrainingArguments)],
+        "spikebert augment": [*HEADER, *rows(AugmentArguments, AugmentationSettings)],
     }
 
 
@@ -52,7 +49,7 @@ def tables_of(text: str) -> list[list[str]]:
     return [list(lines) for is_table, lines in groups if is_table]
 
 
-@pytest.mark.parametrize("command", ["run_distillation.py", "spikebert augment"])
+@pytest.mark.parametrize("command", ["spikebert distill", "spikebert augment"])
 def test_every_option_is_in_the_guide(command):
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     expected = tables()[command]

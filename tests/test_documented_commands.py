@@ -7,7 +7,6 @@ terminal; the others run in this one, which has its imports behind it.
 
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -45,7 +44,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Page and first line of the blocks that are not run, and why.
 NOT_RUN = {
     ("README.md", 'pip install -c constraints.txt -e ".[quickstart,test]"'): "it is this suite",
-    ("docs/training.md", "accelerate launch --config_file"): "needs GPUs; test_scale.py starts two CPU processes",
+    ("docs/training.md", "accelerate launch --config-file"): "needs GPUs; test_scale.py starts two CPU processes",
     ("docs/performance.md", "python examples/benchmarks/inference.py"): "minutes; test_benchmarks.py runs it small",
     ("docs/performance.md", "python examples/benchmarks/sparse.py"): "minutes; test_benchmarks.py runs it small",
 }
@@ -57,10 +56,10 @@ SHORT = {
     "spikebert energy": "",
     "spikebert augment": "",
     "spikebert convert": "",
-    "python examples/run_distillation.py": "--max_steps 2 --per_device_train_batch_size 4 --use_cpu --disable_tqdm 1",
+    "spikebert distill": "--max-steps 2 --per-device-train-batch-size 4 --use-cpu --disable-tqdm 1",
     "hf upload": "",
 }
-FIRST_IN_A_PROCESS = {"spikebert quickstart", "python examples/run_distillation.py"}
+FIRST_IN_A_PROCESS = {"spikebert quickstart", "spikebert distill"}
 # Files that a page's last readers find.
 LEFT_BEHIND = {
     "README.md": ["energy.json", "pictures/spike_raster.png", "runs/own/student", "runs/int8", "runs/student"],
@@ -174,7 +173,7 @@ class Reader:
             exec(compile(block, "block", "exec"), self.names)
         elif language == "yaml":  # the recipe that the page starts by this name
             Path("recipe.yaml").write_text(block)
-            self.follow(["python", "examples/run_distillation.py", "recipe.yaml"])
+            self.follow(["spikebert", "distill", "recipe.yaml"])
         else:
             for words in commands_of(block):
                 self.follow(words)
@@ -191,13 +190,9 @@ class Reader:
         elif kind in FIRST_IN_A_PROCESS - self.started:
             self.started.add(kind)
             start(Path(sys.executable).with_name(program), *arguments, env=os.environ)
-        elif program == "spikebert":
-            spikebert(arguments)
         else:
             threads = torch.get_num_threads()
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(sys, "argv", arguments)
-                runpy.run_path(arguments[0], run_name="__main__")
+            spikebert(arguments)
             torch.set_num_threads(threads)
 
 

@@ -1,4 +1,4 @@
-"""The training script under `accelerate launch`, with the configuration files of `examples/accelerate`."""
+"""`spikebert distill` under `accelerate launch`, with the configuration files of `examples/accelerate`."""
 
 import json
 import os
@@ -20,16 +20,17 @@ from modeling_spikebert import DistillationTrainingArguments
 from modeling_spikebert.distillation import PROJECTIONS_NAME
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "examples" / "run_distillation.py"
+MODULE = ["-m", "modeling_spikebert", "distill"]
+ON_CPU = [Path(__file__).parent / "fsdp_on_cpu.py", "distill"]
 CONFIGS = ROOT / "examples" / "accelerate"
 without_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config-file"]
 
 
 def launch(
     command: list[object], folder: Path, output: str, batch_size: int, refused: bool = False, **options: object
 ) -> str:
-    """What the script prints, or the error: six steps of eight sentences, checkpoints after three and six."""
+    """What it prints, or the error: six steps of eight sentences, checkpoints after three and six."""
     common = {
         "stage": "task",
         "teacher": "teacher",
@@ -71,7 +72,7 @@ def folder(tmp_path_factory) -> Path:
             for i in range(count)
         ]
         (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
-    launch([sys.executable, SCRIPT], folder, "one", batch_size=8, use_cpu=True)
+    launch([sys.executable, *MODULE], folder, "one", batch_size=8, use_cpu=True)
     return folder
 
 
@@ -95,7 +96,7 @@ def assert_same_training(folder: Path, output: str) -> None:
 
 def test_two_processes_train_as_one_and_write_once(folder):
     config = CONFIGS / "two_cpu_processes.yaml"
-    printed = launch([*LAUNCH, config, SCRIPT], folder, "two", batch_size=4)  # the file alone: no --use_cpu
+    printed = launch([*LAUNCH, config, *MODULE], folder, "two", batch_size=4)  # the file alone: no --use-cpu
     assert json.loads((folder / "two" / "run.json").read_text())["processes"] == 2
     assert_same_training(folder, "two")
     assert printed.count("Layer map") == 1
@@ -116,7 +117,7 @@ def test_two_processes_train_as_one_and_write_once(folder):
 
 def test_two_processes_resume_to_the_same_weights(folder):
     config = CONFIGS / "two_cpu_processes.yaml"
-    launch([*LAUNCH, config, SCRIPT], folder, "resumed", 4, resume_from_checkpoint="one/checkpoint-3")
+    launch([*LAUNCH, config, *MODULE], folder, "resumed", 4, resume_from_checkpoint="one/checkpoint-3")
     assert_same_training(folder, "resumed")
 
 
@@ -124,7 +125,7 @@ def test_fsdp_on_two_processes_trains_as_one_and_resumes(folder):
     config = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
     config |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}
     (folder / "fsdp.yaml").write_text(yaml.safe_dump(config))
-    command = [*LAUNCH, "fsdp.yaml", Path(__file__).parent / "fsdp_on_cpu.py", SCRIPT]
+    command = [*LAUNCH, "fsdp.yaml", *ON_CPU]
     launch(command, folder, "fsdp", batch_size=4, use_cpu=True)
     assert_same_training(folder, "fsdp")
     checkpoint = folder / "fsdp" / "checkpoint-3"
@@ -141,7 +142,7 @@ def test_fsdp_in_the_precision_of_its_file(folder):
     config = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
     assert config["mixed_precision"] == "bf16"
     (folder / "bf16.yaml").write_text(yaml.safe_dump(config | {"num_processes": 2, "use_cpu": True}))
-    command = [*LAUNCH, "bf16.yaml", Path(__file__).parent / "fsdp_on_cpu.py", SCRIPT]
+    command = [*LAUNCH, "bf16.yaml", *ON_CPU]
     launch(command, folder, "bf16", batch_size=4, max_steps=3, use_cpu=True)
     states = [
         json.loads((folder / name / "checkpoint-3" / "trainer_state.json").read_text()) for name in ("one", "bf16")
@@ -153,10 +154,10 @@ def test_fsdp_in_the_precision_of_its_file(folder):
 
 @without_gpu
 def test_more_processes_than_gpus_are_refused(folder):
-    error = launch([*LAUNCH, CONFIGS / "ddp.yaml", "--num_processes", 2, SCRIPT], folder, "ddp", 4, refused=True)
-    line = "run_distillation.py: 2 processes were started on a machine with 0 GPUs: lower --num_processes"
+    error = launch([*LAUNCH, CONFIGS / "ddp.yaml", "--num-processes", 2, *MODULE], folder, "ddp", 4, refused=True)
+    line = "spikebert distill: 2 processes were started on a machine with 0 GPUs: lower --num-processes"
     assert line in error
-    assert 'run_distillation.py", line' not in error  # no traceback of the script
+    assert 'distill.py", line' not in error  # no traceback of the command
     assert not (folder / "ddp").exists()
 
 
@@ -171,7 +172,7 @@ def test_more_processes_than_gpus_are_refused(folder):
     ids=["too_few_gpus", "single_gpu", "alone"],
 )
 def test_what_a_launcher_asks_in_vain_is_refused(tmp_path, monkeypatch, environment, message):
-    """By the arguments, so that the plain trainer of the script refuses it, too."""
+    """By the arguments, so that plain fine-tuning refuses it, too."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ from .exits import did_you_mean, exits
 # Name of a command, which is the module next to this one that runs it, and what it does.
 COMMANDS = {
     "quickstart": "train a spiking student from a real BERT in two stages, compare and classify",
+    "distill": "train one stage with all options, or fine-tune a model without a teacher",
     "energy": "count operations and energy of a model on given sentences, beside a BERT",
     "augment": "write changed copies of training text, which the teacher labels in stage 2",
     "convert": "make a folder that loads from a state dict of the published code",
@@ -16,6 +17,7 @@ COMMANDS = {
 # What Ctrl-C leaves, where that is a question.
 INTERRUPTED = {
     "quickstart": "interrupted; the run folder keeps the stages that were finished.",
+    "distill": "interrupted; --resume-from-checkpoint last goes on from a checkpoint.",
     "augment": "interrupted; nothing was written.",
 }
 

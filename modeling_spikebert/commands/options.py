@@ -17,7 +17,7 @@ class OptionParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         given = list(sys.argv[1:] if args is None else args)
-        known = [option for option in self._option_string_actions if option == with_dashes(option)]
+        known = list(self._option_string_actions)
         for option in (argument.partition("=")[0] for argument in given if is_option(argument)):
             if not any(name.startswith(with_dashes(option)) for name in known):  # the beginning of a name will do
                 self.error(f"unknown option {option}{did_you_mean(with_dashes(option), known) or '; see --help.'}")
@@ -31,7 +31,10 @@ class OptionParser(argparse.ArgumentParser):
 
 
 class DataclassParser(OptionParser, HfArgumentParser):
-    """The same for the fields of dataclasses."""
+    """The same for the fields of dataclasses; help and errors spell options with dashes alone."""
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        return super().add_argument(*dict.fromkeys(map(with_dashes, names)), **kwargs)
 
 
 def is_option(argument: str) -> bool:

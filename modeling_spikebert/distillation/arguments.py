@@ -65,7 +65,7 @@ class DistillationTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Folder of the stage-1 student, to go on with the projections that it was trained with. "
-            "run_distillation.py takes those of --model_name_or_path by itself."
+            "`spikebert distill` takes those of --model-name-or-path by itself."
         },
     )
     teacher_cache: str | None = field(
@@ -126,14 +126,14 @@ def _check_gpus() -> None:
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
     if processes > max(gpus, 1):
         raise ValueError(
-            f"{processes} processes were started on a machine with {gpus} GPUs: lower --num_processes of `accelerate "
-            "launch`, or train on the CPU with --config_file examples/accelerate/two_cpu_processes.yaml."
+            f"{processes} processes were started on a machine with {gpus} GPUs: lower --num-processes of `accelerate "
+            "launch`, or train on the CPU with --config-file examples/accelerate/two_cpu_processes.yaml."
         )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if gpus == 0 and precision != "no":
         raise ValueError(
-            f"`accelerate launch` was told to train in {precision} on a GPU, and this machine has none: start the "
-            "script with python, or pass --use_cpu."
+            f"`accelerate launch` was told to train in {precision} on a GPU, and this machine has none: start it "
+            "without `accelerate launch`, or pass --use-cpu."
         )
 
 

@@ -118,7 +118,7 @@ def compare_options(folder: Path, kept: dict[str, Any], options: dict[str, Any])
     if refused:
         raise ValueError(
             f"{folder} cannot go on with these options: {', '.join(refused)}. Pass those of the checkpoint, or begin "
-            "anew in another --output_dir. (--ignore_data_skip lets go of the order of the data: seeds, batch, rows.)"
+            "anew in another --output-dir. (--ignore-data-skip lets go of the order of the data: seeds, batch, rows.)"
         )
     return changed
 

@@ -35,7 +35,7 @@ def the_only_run(args: TrainingArguments, resume: str | bool | None) -> Iterator
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"Another process trains in {folder}: wait for its end, or pass another --output_dir."
+            f"Another process trains in {folder}: wait for its end, or pass another --output-dir."
         ) from None
     try:
         _check_older_checkpoints(folder, resume)
@@ -51,11 +51,11 @@ def _check_older_checkpoints(folder: Path, resume: str | bool | None) -> None:
     older = [path for path in checkpoints(folder) if not is_half_written(path)]
     if older and not resume:
         raise ValueError(
-            f"{folder} has checkpoints of an earlier training, up to {older[-1].name}: pass --resume_from_checkpoint "
-            "last to go on from there, or another --output_dir."
+            f"{folder} has checkpoints of an earlier training, up to {older[-1].name}: pass --resume-from-checkpoint "
+            "last to go on from there, or another --output-dir."
         )
     if older and resume in (True, "last") and last_checkpoint(folder) is None:
         raise ValueError(
             f"{older[-1]} has no manifest: this training cannot go on from there, and does not begin over it. Pass "
-            "another --output_dir."
+            "another --output-dir."
         )

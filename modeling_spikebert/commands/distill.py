@@ -1,21 +1,9 @@
-"""Distils a SpikeBERT student from a BERT-like teacher, one stage a run, or fine-tunes a model without a teacher.
+"""`spikebert distill`: one stage of the distillation of a student from a BERT-like teacher.
 
-    # a BERT becomes the teacher of a task
-    python examples/run_distillation.py --model_name_or_path google-bert/bert-base-uncased \
-        --train_file train.csv --validation_file validation.csv --output_dir runs/teacher --num_train_epochs 3
-    # stage 1, on unlabelled text
-    accelerate launch examples/run_distillation.py --stage general --teacher runs/teacher \
-        --student_config '{"num_hidden_layers": 6}' --train_file text.parquet --output_dir runs/stage1 \
-        --learning_rate 5e-4 --num_train_epochs 1
-    # stage 2, on the task
-    accelerate launch examples/run_distillation.py --stage task --teacher runs/teacher \
-        --model_name_or_path runs/stage1 --output_dir runs/student \
-        --train_file train.csv --validation_file validation.csv --learning_rate 5e-4 --num_train_epochs 3
-
-Options may stand in a json or yaml file, and those behind it go before it: `run_distillation.py recipe.yaml --seed 1`
-(`examples/recipes` has those of docs/results.md). Data are csv, json lines or parquet files, splits on the Hub
-(`name:split`), or a task by its name (`--task sst2`). After an interruption the same command goes on with
-`--resume_from_checkpoint last`. docs/training.md has every option.
+Without a teacher it fine-tunes a model. Options may stand in a json or yaml file, and those behind it go before it:
+`spikebert distill recipe.yaml --seed 1`. Data are csv, json lines or parquet files, splits on the Hub (name:split), or
+a task by its name (--task sst2). After an interruption the same command goes on with --resume-from-checkpoint last. On
+several GPUs: `accelerate launch -m modeling_spikebert distill` with the same options.
 """
 
 import gc
@@ -27,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -42,15 +30,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from modeling_spikebert import (
-    DistillationTrainer,
-    DistillationTrainingArguments,
-    SpikeBertForSequenceClassification,
-    SpikeBertModel,
-)
-from modeling_spikebert.commands.exits import did_you_mean, exits
-from modeling_spikebert.commands.options import DataclassParser
-from modeling_spikebert.data import (
+from ..data import (
     TASKS,
     DataError,
     LabelledText,
@@ -62,12 +42,22 @@ from modeling_spikebert.data import (
     metrics_for,
     tokenize,
 )
-from modeling_spikebert.distillation import PROJECTIONS_NAME, FiniteLossCallback, ResumableTrainer, use_console
-from modeling_spikebert.distillation.checkpoints import last_checkpoint
-from modeling_spikebert.distillation.run_folder import the_only_run
-from modeling_spikebert.energy import compare_energy
-from modeling_spikebert.hub import CodeFilesCallback
-from modeling_spikebert.hub.fetching import reach_hub
+from ..distillation import (
+    PROJECTIONS_NAME,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    FiniteLossCallback,
+    ResumableTrainer,
+    use_console,
+)
+from ..distillation.checkpoints import last_checkpoint
+from ..distillation.run_folder import the_only_run
+from ..energy import compare_energy
+from ..hub import CodeFilesCallback
+from ..hub.fetching import reach_hub
+from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
+from .exits import did_you_mean
+from .options import DataclassParser
 
 NUM_ENERGY_SENTENCES = 100
 RECORDED_PACKAGES = ("modeling_spikebert", "torch", "transformers", "datasets", "accelerate", "tokenizers")
@@ -96,19 +86,24 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         if self.from_scratch and (self.teacher is None or self.model_name_or_path is not None):
-            raise ValueError("--from_scratch takes --teacher, for vocabulary and sizes, and no --model_name_or_path.")
+            raise ValueError("--from-scratch takes --teacher, for vocabulary and sizes, and no --model-name-or-path.")
         if self.teacher is None and self.model_name_or_path is None:
-            raise ValueError("Pass --teacher (distillation), --model_name_or_path (plain fine-tuning), or both.")
+            raise ValueError("Pass --teacher (distillation), --model-name-or-path (plain fine-tuning), or both.")
         if isinstance(self.student_config, str):
             try:
                 self.student_config = json.loads(self.student_config)
             except json.JSONDecodeError as error:
                 raise ValueError(
-                    "--student_config must be json such as "
+                    "--student-config must be json such as "
                     f"""'{{"num_hidden_layers": 6}}', got {self.student_config!r}."""
                 ) from error
         if self.student_config and self.model_name_or_path is not None:
-            raise ValueError("--student_config is for a new student; --model_name_or_path brings its own config.")
+            raise ValueError("--student-config is for a new student; --model-name-or-path brings its own config.")
+
+    @property
+    def new_config(self) -> dict[str, Any]:
+        """`student_config` as keyword arguments."""
+        return cast(dict[str, Any], self.student_config or {})
 
 
 @dataclass
@@ -134,7 +129,7 @@ class DataArguments:
     regression: bool = field(default=False, metadata={"help": "Labels are numbers to be predicted, not classes."})
     max_length: int = field(default=128, metadata={"help": "Longest sentence, in tokens."})
     streaming: bool = field(
-        default=False, metadata={"help": "Stage 1: read train_file while training, without end; needs --max_steps."}
+        default=False, metadata={"help": "Stage 1: read --train-file while training, without end; needs --max-steps."}
     )
     shuffle_buffer_size: int = field(
         default=10_000, metadata={"help": "Rows of a stream from which the next one is drawn."}
@@ -149,13 +144,13 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.task is None and self.train_file is None:
-            raise ValueError("Pass --train_file, or --task.")
+            raise ValueError("Pass --train-file, or --task.")
         if self.packing != "none" and not self.streaming:
-            raise ValueError("--packing is for streams; without one, --train_sampling_strategy group_by_length.")
+            raise ValueError("--packing is for streams; without one, --train-sampling-strategy group_by_length.")
 
 
-def main() -> None:
-    model_args, data_args, args = read_arguments(sys.argv[1:])
+def main(arguments: list[str]) -> None:
+    model_args, data_args, args = read_arguments(arguments)
     set_seed(args.seed)
     if args.process_index == 0:
         reach_hub(model_args.teacher, model_args.model_name_or_path)
@@ -164,19 +159,23 @@ def main() -> None:
         raise ValueError("--streaming is for text without labels: --stage general.")
     with the_only_run(args, args.resume_from_checkpoint):
         try:
-            run(model_args, data_args, args)
+            run(arguments, model_args, data_args, args)
         except KeyboardInterrupt:
             if args.process_index == 0:
                 last = last_checkpoint(Path(str(args.output_dir)))
                 print(
-                    f"\nrun_distillation.py: interrupted; last checkpoint: {last or 'none yet'}. The same command with "
-                    "--resume_from_checkpoint last goes on from there.",
+                    f"\nspikebert distill: interrupted; last checkpoint: {last or 'none yet'}. The same command with "
+                    "--resume-from-checkpoint last goes on from there.",
                     file=sys.stderr,
                 )
             sys.exit(130)  # as a shell has it
+    end_process_group()
 
 
-def run(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> None:
+def run(
+    arguments: list[str], model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
+) -> None:
+    trainer: ResumableTrainer
     if args.stage == "general":
         trainer = general_stage(model_args, data_args, args)
     elif model_args.teacher is not None and not model_args.from_scratch:
@@ -184,7 +183,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: Distillation
     else:
         trainer = fine_tuning(model_args, data_args, args)
 
-    record_run(args)
+    record_run(arguments, args)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
@@ -195,22 +194,27 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: Distillation
         compare_energies(trainer)
     else:
         trainer.create_model_card()
-    trainer.save_model()  # with --push_to_hub it pushes, too
+    trainer.save_model()  # with --push-to-hub it pushes, too
 
 
-def read_arguments(options: list[str]) -> tuple[ModelArguments, DataArguments, DistillationTrainingArguments]:
+def read_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, DistillationTrainingArguments]:
     """The arguments of a command line that may begin with a recipe: a json or yaml file with options."""
-    parser = DataclassParser((ModelArguments, DataArguments, DistillationTrainingArguments))
-    if options and options[0].endswith((".json", ".yaml", ".yml")):
-        file, *options = options
+    parser = DataclassParser(
+        cast(Any, (ModelArguments, DataArguments, DistillationTrainingArguments)),
+        prog="spikebert distill",
+        usage="spikebert distill [RECIPE.yaml] [OPTIONS]",
+        description=__doc__,
+    )
+    if arguments and arguments[0].endswith((".json", ".yaml", ".yml")):
+        file, *arguments = arguments
         recipe = read_recipe(Path(file))
         known = [action.dest for action in parser._actions]
         unknown = [str(key) for key in recipe if key not in known]
         if unknown:
             hint = did_you_mean(unknown[0], known) or "; see --help."
-            raise ValueError(f"{file} has keys that are no options of this script: {', '.join(unknown)}{hint}")
+            raise ValueError(f"{file} has keys that are no options of spikebert distill: {', '.join(unknown)}{hint}")
         parser.set_defaults(**recipe)
-    return parser.parse_args_into_dataclasses(options)
+    return cast(Any, parser.parse_args_into_dataclasses(arguments))
 
 
 def read_recipe(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -235,11 +239,11 @@ def read_recipe(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return read_recipe(file.parent / base, above) | recipe
 
 
-def record_run(args: DistillationTrainingArguments) -> None:
+def record_run(arguments: list[str], args: DistillationTrainingArguments) -> None:
     """Writes `run.json`: what it takes to do this run again."""
     if args.process_index == 0:
         run = {
-            "command": shlex.join(["python", *map(without_folders, sys.argv)]),
+            "command": shlex.join(["spikebert", "distill", *map(without_folders, arguments)]),
             "seed": args.seed,
             "python": platform.python_version(),
             "versions": {name: version(name) for name in RECORDED_PACKAGES},
@@ -269,7 +273,7 @@ def compare_energies(trainer: DistillationTrainer) -> None:
     dataset: Any = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
     if isinstance(dataset, TextStream):
         dataset.load_state_dict(None, 0)  # from its beginning
-        sample = list(islice(dataset, NUM_ENERGY_SENTENCES))
+        sample: Any = list(islice(dataset, NUM_ENERGY_SENTENCES))
     else:
         sample = dataset.shuffle(seed=0).select(range(min(NUM_ENERGY_SENTENCES, len(dataset))))
     batches = list(DataLoader(sample, batch_size=8, collate_fn=trainer.data_collator))
@@ -287,13 +291,13 @@ def general_stage(
         raise ValueError("--stage general needs a --teacher.")
     teacher = AutoModel.from_pretrained(model_args.teacher)
     if model_args.model_name_or_path is None:
-        student = SpikeBertModel.from_teacher(teacher, **(model_args.student_config or {}))
+        student = SpikeBertModel.from_teacher(teacher, **model_args.new_config)
     else:
         student = SpikeBertModel.from_pretrained(model_args.model_name_or_path)
     if data_args.train_file is None:
-        raise DataError("--stage general needs --train_file: text without labels.")
+        raise DataError("--stage general needs --train-file: text without labels.")
     if data_args.streaming and args.max_steps < 1:
-        raise ValueError("--streaming needs --max_steps: a stream has no end.")
+        raise ValueError("--streaming needs --max-steps: a stream has no end.")
     train = None if data_args.streaming else load_unlabelled(data_args.train_file, data_args.text_column)
     validation = None
     if data_args.validation_file is not None:
@@ -304,9 +308,9 @@ def general_stage(
 def task_stage(
     model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
 ) -> DistillationTrainer:
-    teacher = AutoModelForSequenceClassification.from_pretrained(model_args.teacher)
+    teacher = AutoModelForSequenceClassification.from_pretrained(str(model_args.teacher))
     if model_args.model_name_or_path is None:
-        student = SpikeBertForSequenceClassification.from_teacher(teacher, **(model_args.student_config or {}))
+        student = SpikeBertForSequenceClassification.from_teacher(teacher, **model_args.new_config)
     else:
         student = SpikeBertForSequenceClassification.from_pretrained(
             model_args.model_name_or_path, id2label=teacher.config.id2label, label2id=teacher.config.label2id
@@ -367,10 +371,10 @@ def fine_tuning(
 ) -> ResumableTrainer:
     text = read_labelled(data_args)
     text.check_all_labelled()
-    source = model_args.teacher if model_args.from_scratch else model_args.model_name_or_path
+    source = str(model_args.teacher if model_args.from_scratch else model_args.model_name_or_path)
     model = AutoModelForSequenceClassification.from_pretrained(source, ignore_mismatched_sizes=True, **text.label_maps)
     if model_args.from_scratch:
-        like_teacher = SpikeBertForSequenceClassification.from_teacher(model, **(model_args.student_config or {}))
+        like_teacher = SpikeBertForSequenceClassification.from_teacher(model, **model_args.new_config)
         model = SpikeBertForSequenceClassification(like_teacher.config)
     if not isinstance(model, SpikeBertForSequenceClassification):
         model.accepts_loss_kwargs = False  # transformers' own classifiers take num_items_in_batch and do not use it
@@ -391,7 +395,7 @@ def read_labelled(data_args: DataArguments) -> LabelledText:
     if data_args.task is not None:
         text = load_task(data_args.task, data_args.train_file, data_args.validation_file)
     elif data_args.train_file is None or data_args.validation_file is None:
-        raise DataError("Pass --validation_file: a model is chosen and measured on text that it was not trained on.")
+        raise DataError("Pass --validation-file: a model is chosen and measured on text that it was not trained on.")
     else:
         text = load_labelled(
             data_args.train_file,
@@ -419,7 +423,7 @@ def tokenized(
     """What every trainer needs of data."""
     if data_args.streaming:
         rows: Any = TextStream(
-            data_args.train_file,
+            str(data_args.train_file),
             tokenizer,
             data_args.max_length,
             data_args.text_column,
@@ -439,7 +443,7 @@ def tokenized(
 
 
 def end_process_group() -> None:
-    """For after `main`: a group that is alive at exit can abort the process.
+    """For the end of `main`: a group that is alive at exit can abort the process.
 
     Whatever holds a reference to it in C++ (DDP) has to be gone before: freed last, it would wait for the group's
     threads with the GIL, which they need to end.
@@ -447,9 +451,3 @@ def end_process_group() -> None:
     gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    with exits("run_distillation.py", "interrupted; --resume_from_checkpoint last goes on from a checkpoint."):
-        main()
-        end_process_group()

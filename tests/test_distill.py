@@ -1,4 +1,4 @@
-"""`examples/run_distillation.py` on every kind of data, in this process, which has its imports behind it."""
+"""`spikebert distill` on every kind of data, in this process, which has its imports behind it."""
 
 import hashlib
 import json
@@ -22,16 +22,17 @@ from tiny_training import BERT_SIZES, LABELS, tiny_teacher, tiny_tokenizer
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification, BertTokenizerFast, pipeline
 
 from modeling_spikebert.commands import main as spikebert
+from modeling_spikebert.commands.distill import read_arguments, without_folders
 from modeling_spikebert.distillation.checkpoints import last_checkpoint
 
-SCRIPT = str(Path(__file__).parent.parent / "examples" / "run_distillation.py")
-RECIPES_FOLDER = Path(SCRIPT).with_name("recipes")
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RECIPES_FOLDER = EXAMPLES / "recipes"
 RECIPES = sorted(RECIPES_FOLDER.glob("*/*.yaml"))
 # The reader of csv files leaves a file open that is not read to its end.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
-def script(monkeypatch, *recipe: Path, **options: Any) -> dict[str, Any]:
+def distill(*recipe: Path, **options: Any) -> dict[str, Any]:
     """Runs it; what it says of training and evaluation."""
     common = {
         "per_device_train_batch_size": 4,
@@ -43,9 +44,8 @@ def script(monkeypatch, *recipe: Path, **options: Any) -> dict[str, Any]:
         "disable_tqdm": True,
         "report_to": "none",
     }
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, recipe), *flags(**(common | options))])
     threads = torch.get_num_threads()
-    runpy.run_path(SCRIPT, run_name="__main__")
+    spikebert(["distill", *map(str, recipe), *flags(**(common | options))])
     torch.set_num_threads(threads)
     return json.loads((Path(options["output_dir"]) / "all_results.json").read_text())
 
@@ -76,7 +76,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-def test_augmented_copies_are_labelled_by_the_teacher(folder, tmp_path, monkeypatch, capsys):
+def test_augmented_copies_are_labelled_by_the_teacher(folder, tmp_path, capsys):
     augmented = tmp_path / "train_augmented.parquet"
     options = ["--train-file", folder / "train.parquet", "--output-file", augmented, "--language", "en"]
     spikebert(["augment", *map(str, options), "--copies", "3"])
@@ -84,30 +84,30 @@ def test_augmented_copies_are_labelled_by_the_teacher(folder, tmp_path, monkeypa
     table = Dataset.from_parquet(str(augmented))
     assert len(table) > 24
     assert table["label"][:].count(None) == len(table) - 24
-    results = script(monkeypatch, **files(folder) | {"train_file": str(augmented), "output_dir": tmp_path / "student"})
+    results = distill(**files(folder) | {"train_file": str(augmented), "output_dir": tmp_path / "student"})
     assert 0 <= results["eval_accuracy"] <= 1
     plain = files(folder) | {"train_file": str(augmented), "model_name_or_path": str(folder / "teacher")}
     del plain["teacher"]
     with pytest.raises(SystemExit, match=r"training rows have no label: they are augmented copies"):
-        script(monkeypatch, **plain, output_dir=tmp_path / "plain")
+        distill(**plain, output_dir=tmp_path / "plain")
 
 
-def test_pairs_with_numbers_as_labels(folder, tmp_path, monkeypatch):
+def test_pairs_with_numbers_as_labels(folder, tmp_path):
     """A BERT becomes a teacher of the regression, and teaches a student."""
     columns = {"text_pair_column": "text_pair", "label_column": "score", "regression": True, "max_length": 16}
     options = files(folder) | columns
     teacher = options.pop("teacher")
-    results = script(monkeypatch, **options, model_name_or_path=teacher, output_dir=tmp_path / "teacher")
+    results = distill(**options, model_name_or_path=teacher, output_dir=tmp_path / "teacher")
     assert {"eval_pearson", "eval_spearmanr"} <= results.keys()
     config = AutoConfig.from_pretrained(tmp_path / "teacher")
     assert (config.problem_type, config.num_labels) == ("regression", 1)
-    results = script(monkeypatch, **options, teacher=tmp_path / "teacher", output_dir=tmp_path / "student")
+    results = distill(**options, teacher=tmp_path / "teacher", output_dir=tmp_path / "student")
     assert {"eval_pearson", "eval_spearmanr", "eval_loss_logits"} <= results.keys()
     config = AutoConfig.from_pretrained(tmp_path / "student")
     assert (config.model_type, config.problem_type, config.num_labels) == ("spikebert", "regression", 1)
 
 
-def test_a_task_by_name_with_files_of_ones_own(tmp_path, monkeypatch):
+def test_a_task_by_name_with_files_of_ones_own(tmp_path):
     """MRPC's columns, labels and metrics."""
     words = random.Random(1)
     for name, count in (("train", 16), ("validation", 8)):
@@ -120,55 +120,55 @@ def test_a_task_by_name_with_files_of_ones_own(tmp_path, monkeypatch):
     tiny_teacher().save_pretrained(tmp_path / "bert")
     options = {"task": "mrpc", "train_file": tmp_path / "train.parquet", "max_length": 16}
     options |= {"validation_file": tmp_path / "validation.parquet"}
-    results = script(monkeypatch, **options, model_name_or_path=tmp_path / "bert", output_dir=tmp_path / "teacher")
+    results = distill(**options, model_name_or_path=tmp_path / "bert", output_dir=tmp_path / "teacher")
     assert {"eval_accuracy", "eval_f1"} <= results.keys()
     assert AutoConfig.from_pretrained(tmp_path / "teacher").id2label == {0: "not_equivalent", 1: "equivalent"}
-    results = script(monkeypatch, **options, teacher=tmp_path / "teacher", output_dir=tmp_path / "student")
+    results = distill(**options, teacher=tmp_path / "teacher", output_dir=tmp_path / "student")
     assert {"eval_accuracy", "eval_f1"} <= results.keys()
 
 
 @pytest.mark.parametrize("packing", ["none", "packed"])
-def test_a_stream_in_stage_1_is_resumed_where_it_stopped(folder, tmp_path, monkeypatch, packing):
+def test_a_stream_in_stage_1_is_resumed_where_it_stopped(folder, tmp_path, packing):
     options = {"stage": "general", "teacher": folder / "teacher", "train_file": folder / "*.parquet", "save_steps": 2}
     options |= {"streaming": True, "packing": packing, "shuffle_buffer_size": 8, "lr_scheduler_type": "constant"}
-    script(monkeypatch, **options, max_steps=4, output_dir=tmp_path / "whole")
+    distill(**options, max_steps=4, output_dir=tmp_path / "whole")
     for steps in (2, 4):  # the first time there is no checkpoint yet
         parts = {"output_dir": tmp_path / "parts", "resume_from_checkpoint": "last"}
-        script(monkeypatch, **options, max_steps=steps, **parts)
+        distill(**options, max_steps=steps, **parts)
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
 
 
-def test_fine_tuning_is_resumed_from_its_last_checkpoint(folder, tmp_path, monkeypatch, capsys):
+def test_fine_tuning_is_resumed_from_its_last_checkpoint(folder, tmp_path, capsys):
     options = files(folder) | {
         "model_name_or_path": folder / "teacher",
         "save_steps": 1,
         "lr_scheduler_type": "constant",
     }
     del options["teacher"]
-    script(monkeypatch, **options, max_steps=3, output_dir=tmp_path / "whole", resume_from_checkpoint="last")
-    script(monkeypatch, **options, max_steps=2, output_dir=tmp_path / "parts", resume_from_checkpoint="last")
+    distill(**options, max_steps=3, output_dir=tmp_path / "whole", resume_from_checkpoint="last")
+    distill(**options, max_steps=2, output_dir=tmp_path / "parts", resume_from_checkpoint="last")
     (tmp_path / "parts" / "checkpoint-9").mkdir()  # killed before its first file was written
-    script(monkeypatch, **options, max_steps=3, output_dir=tmp_path / "parts", resume_from_checkpoint="last")
+    distill(**options, max_steps=3, output_dir=tmp_path / "parts", resume_from_checkpoint="last")
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
     capsys.readouterr()
     options |= {"output_dir": tmp_path / "parts", "learning_rate": 1e-6, "max_steps": 4}
     run = (tmp_path / "parts" / "run.json").read_bytes()
     with pytest.raises(SystemExit, match="has checkpoints of an earlier training, up to checkpoint-3: pass --resume"):
-        script(monkeypatch, **options)
+        distill(**options)
     assert (tmp_path / "parts" / "run.json").read_bytes() == run  # nothing was written over
-    script(monkeypatch, **options, resume_from_checkpoint="last")
+    distill(**options, resume_from_checkpoint="last")
     state = json.loads((tmp_path / "parts" / "checkpoint-4" / "trainer_state.json").read_text())
     assert [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry] == [1e-3, 1e-3, 1e-3, 1e-6]
     assert "Resumed with learning_rate 1e-06 (was 0.001), max_steps 4 (was 3)" in capsys.readouterr().out
 
 
-def test_an_interrupted_training_says_how_to_go_on_and_goes_on(folder, tmp_path, monkeypatch):
+def test_an_interrupted_training_says_how_to_go_on_and_goes_on(folder, tmp_path):
     """Its console has a line at the start and a line a log."""
     options = files(folder) | {"output_dir": tmp_path, "save_steps": 1, "logging_steps": 1, "report_to": "none"}
     options |= {"lr_scheduler_type": "constant", "max_length": 12, "per_device_train_batch_size": 4, "use_cpu": True}
-    command = [sys.executable, SCRIPT, *flags(**options, max_steps=100_000)]
+    command = [sys.executable, "-m", "modeling_spikebert", "distill", *flags(**options, max_steps=100_000)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline()]
         while lines[-1] and "step 3/" not in lines[-1]:
@@ -177,9 +177,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_goes_on(folder, tmp_path,
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, "".join(lines) + errors
     last = last_checkpoint(tmp_path)
-    message = (
-        f"run_distillation.py: interrupted; last checkpoint: {last}. The same command with --resume_from_checkpoint"
-    )
+    message = f"spikebert distill: interrupted; last checkpoint: {last}. The same command with --resume-from-checkpoint"
     assert errors.splitlines()[-1].startswith(message)
     assert "Traceback" not in errors
     start, *steps = [line.rstrip() for line in lines if line.startswith(("Training", "step"))]
@@ -192,7 +190,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_goes_on(folder, tmp_path,
     for i, line in enumerate(steps, start=1):
         assert re.fullmatch(rf"step {i}/100,000  loss \S+  \S+ sentences/s  \S+ (s|min|h \d+ min) left", line)
     done = int(last.name.removeprefix("checkpoint-"))
-    script(monkeypatch, **options, max_steps=done + 1, resume_from_checkpoint="last")
+    distill(**options, max_steps=done + 1, resume_from_checkpoint="last")
     state = json.loads((tmp_path / f"checkpoint-{done + 1}" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == list(range(1, done + 2))
 
@@ -200,56 +198,67 @@ def test_an_interrupted_training_says_how_to_go_on_and_goes_on(folder, tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "Pass --train_file, or --task"),
+        ({}, "Pass --train-file, or --task"),
         ({"train_file": "train.csv", "packing": "packed"}, "--packing is for streams"),
-        ({"train_file": "train.csv"}, "Pass --validation_file: a model is chosen"),
+        ({"train_file": "train.csv"}, "Pass --validation-file: a model is chosen"),
         ({"task": "imdb"}, "There is no task 'imdb'. There are cola"),
-        ({"stage": "general"}, "Pass --train_file, or --task"),
-        ({"stage": "general", "task": "mr"}, "needs --train_file: text without labels"),
-        ({"stage": "general", "train_file": "train.csv", "streaming": True, "max_steps": -1}, "needs --max_steps"),
+        ({"stage": "general"}, "Pass --train-file, or --task"),
+        ({"stage": "general", "task": "mr"}, "needs --train-file: text without labels"),
+        ({"stage": "general", "train_file": "train.csv", "streaming": True, "max_steps": -1}, "needs --max-steps"),
         ({"train_file": "train.csv", "streaming": True}, "--streaming is for text without labels"),
         ({"stage": "general", "train_file": "no/*.txt", "streaming": True}, "no/[*].txt: no such file"),
         ({"train_file": "train.csv", "layer_map": "first"}, "layer_map must be one of"),
         (
             {"stage": "general", "train_file": "train.csv", "student_config": '{"num_time_steps": 0}'},
-            "^run_distillation.py: the config of the model is not valid: `num_time_steps` must be at least 1, got 0.$",
+            "^spikebert distill: the config of the model is not valid: `num_time_steps` must be at least 1, got 0.$",
         ),
     ],
 )
-def test_impossible_options(folder, tmp_path, monkeypatch, options, message):
+def test_impossible_options(folder, tmp_path, options, message):
     with pytest.raises(SystemExit, match=message):
-        script(monkeypatch, teacher=folder / "teacher", output_dir=tmp_path / "run", **options)
+        distill(teacher=folder / "teacher", output_dir=tmp_path / "run", **options)
 
 
-def test_text_that_the_teacher_cannot_read_and_rows_in_both_files(folder, tmp_path, monkeypatch, caplog):
+def test_text_that_the_teacher_cannot_read_and_rows_in_both_files(folder, tmp_path, caplog):
     for name in ("train", "validation"):
         rows = {"text": ["酒店很好 word1", f"word2 {name}"], "label": ["bad", "good"]}
         Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
     data = {"train_file": tmp_path / "train.parquet", "validation_file": tmp_path / "validation.parquet"}
     bert = {"model_name_or_path": folder / "teacher"}
-    script(monkeypatch, **data, **bert, output_dir=tmp_path / "out", max_steps=1)
+    distill(**data, **bert, output_dir=tmp_path / "out", max_steps=1)
     messages = [record.getMessage() for record in caplog.records]
     assert any(message.startswith("1 of 2 validation rows are in the training data, too.") for message in messages)
     # [UNK] are four characters and `train`; word1 and word2 are known.
     assert any(message.startswith("71 % of the tokens are unknown") for message in messages)
     with pytest.raises(SystemExit, match="Training and validation data are the same 2 rows"):
-        script(monkeypatch, **data | {"validation_file": data["train_file"]}, **bert, output_dir=tmp_path / "no")
+        distill(**data | {"validation_file": data["train_file"]}, **bert, output_dir=tmp_path / "no")
 
 
-def test_options_are_spelled_with_either_mark_and_mistakes_are_one_line(monkeypatch, capsys):
-    read_arguments = runpy.run_path(SCRIPT)["read_arguments"]
+def test_options_are_spelled_with_either_mark_and_mistakes_are_one_line(capsys):
     options = ["--teacher", "t", "--train-file=a_b.csv", "--output_dir", "o", "--max-length", "9", "--use_cpu"]
     _, data_args, _ = read_arguments(options)
     assert (data_args.train_file, data_args.max_length) == ("a_b.csv", 9)
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *options, "--learnign-rate", "1"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(SCRIPT, run_name="__main__")
-    assert stopped.value.code == 2
-    expected = "run_distillation.py: unknown option --learnign-rate; did you mean --learning-rate?\n"
-    assert capsys.readouterr().err == expected
+    for mistake, message in (
+        (["--learnign_rate", "1"], "unknown option --learnign_rate; did you mean --learning-rate?"),
+        (["--max_length", "long"], "argument --max-length: invalid int value: 'long'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            spikebert(["distill", *options, *mistake])
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err == f"spikebert distill: {message}\n"
 
 
-def test_chinese_from_text_to_a_pipeline(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("command", ["distill", "augment"])
+def test_help_spells_options_with_dashes(command, capsys):
+    with pytest.raises(SystemExit):
+        spikebert([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    options = [line for line in lines if line.startswith("  -")]
+    assert any(line.startswith("  --train-file TRAIN_FILE") for line in options)
+    assert not any(re.search(r"--\w+_", line) for line in options)
+
+
+def test_chinese_from_text_to_a_pipeline(tmp_path, capsys):
     """A Chinese vocabulary, augmentation with words that a segmenter finds, a teacher, both stages, and a pipeline."""
     good, bad = "酒店环境不错，服务员态度很好。", "房间很脏，早餐也不好吃，非常失望！"  # noqa: RUF001
     characters = sorted(set(good + bad))
@@ -270,11 +279,11 @@ def test_chinese_from_text_to_a_pipeline(tmp_path, monkeypatch, capsys):
     spikebert(["augment", *map(str, options)])
     assert Dataset.from_parquet(str(augmented)).num_rows > 12
     task = {"task": "chnsenti", "validation_file": tmp_path / "validation.parquet", "max_length": 24}
-    script(monkeypatch, **task, train_file=train, model_name_or_path=tmp_path / "bert", output_dir=tmp_path / "teacher")
+    distill(**task, train_file=train, model_name_or_path=tmp_path / "bert", output_dir=tmp_path / "teacher")
     stage1 = {"stage": "general", "train_file": train, "max_length": 24}
-    script(monkeypatch, **stage1, teacher=tmp_path / "teacher", output_dir=tmp_path / "stage1")
+    distill(**stage1, teacher=tmp_path / "teacher", output_dir=tmp_path / "stage1")
     stage2 = task | {"train_file": augmented, "model_name_or_path": tmp_path / "stage1"}
-    results = script(monkeypatch, **stage2, teacher=tmp_path / "teacher", output_dir=tmp_path / "student")
+    results = distill(**stage2, teacher=tmp_path / "teacher", output_dir=tmp_path / "student")
     assert "eval_accuracy" in results
     classify = pipeline("text-classification", model=str(tmp_path / "student"))
     assert classify(good, truncation=True)[0]["label"] in ("negative", "positive")
@@ -285,9 +294,8 @@ def test_chinese_from_text_to_a_pipeline(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: str(recipe.relative_to(RECIPES_FOLDER)))
-def test_recipes_are_options_of_the_script(recipe):
-    read_arguments = runpy.run_path(SCRIPT)["read_arguments"]
-    model_args, data_args, args = read_arguments([str(recipe), "--seed", "7", "--output_dir", "elsewhere", "--use_cpu"])
+def test_recipes_are_options_of_distill(recipe):
+    model_args, data_args, args = read_arguments([str(recipe), "--seed", "7", "--output-dir", "elsewhere", "--use-cpu"])
     assert (args.seed, args.output_dir) == (7, "elsewhere")
     assert args.max_steps > 0 or args.num_train_epochs > 0
     assert data_args.streaming == (args.stage == "general")
@@ -303,26 +311,25 @@ def test_every_set_has_the_same_recipes():
 
 
 def test_the_recorded_command_names_no_folders_of_the_machine():
-    without_folders = runpy.run_path(SCRIPT)["without_folders"]
     for argument, expected in {
         "/home/me/teacher": "teacher",
         "--teacher=/home/me/teacher": "--teacher=teacher",
         "runs/teacher": "runs/teacher",
-        "--learning_rate=1e-3": "--learning_rate=1e-3",
+        "--learning-rate=1e-3": "--learning-rate=1e-3",
     }.items():
         assert without_folders(argument) == expected
 
 
-def test_a_recipe_builds_on_another_and_options_go_before_it(folder, tmp_path, monkeypatch):
+def test_a_recipe_builds_on_another_and_options_go_before_it(folder, tmp_path):
     options = files(folder) | {"student_config": {"num_hidden_layers": 1, "num_time_steps": 2}, "logit_weight": 0}
     (tmp_path / "student.json").write_text(json.dumps(options | {"num_train_epochs": 5, "report_to": "none"}))
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "direct.yaml").write_text("base: ../student.json\nfrom_scratch: true\nlearning_rate: 1e-3\n")
-    results = script(monkeypatch, tmp_path / "sub" / "direct.yaml", output_dir=tmp_path / "out", max_steps=3)
+    results = distill(tmp_path / "sub" / "direct.yaml", output_dir=tmp_path / "out", max_steps=3)
     assert not any("logits" in name for name in results)  # labels alone
     run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert run["command"].startswith("python run_distillation.py direct.yaml")  # no folders of this machine
-    assert "--max_steps 3" in run["command"]
+    assert run["command"].startswith("spikebert distill direct.yaml")  # no folders of this machine
+    assert "--max-steps 3" in run["command"]
     assert str(tmp_path) not in run["command"]
     assert (run["seed"], run["device"]) == (42, "cpu")
     assert run["versions"]["torch"] == version("torch")
@@ -336,21 +343,21 @@ def test_a_recipe_builds_on_another_and_options_go_before_it(folder, tmp_path, m
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("learning_rat: 1", "no options of this script: learning_rat; did you mean learning_rate?"),
+        ("learning_rat: 1", "no options of spikebert distill: learning_rat; did you mean learning_rate?"),
         ("- stage", "one option a line"),
         ("stage: [", "no yaml"),
         ("base: absent.yaml", "absent.yaml"),
         ("base: recipe.yaml", "its base recipe.yaml builds on recipe.yaml in turn"),
         ("base: other.yaml", "other.yaml: its base recipe.yaml builds on other.yaml in turn"),
         ("base: 3", "base must name a recipe, such as student.yaml, got 3"),
-        ("teacher: t\nmodel_name_or_path: m\nfrom_scratch: true", "from_scratch takes --teacher"),
+        ("teacher: t\nmodel_name_or_path: m\nfrom_scratch: true", "--from-scratch takes --teacher"),
     ],
 )
-def test_a_recipe_that_cannot_be_used(tmp_path, monkeypatch, recipe, message):
+def test_a_recipe_that_cannot_be_used(tmp_path, recipe, message):
     (tmp_path / "recipe.yaml").write_text(recipe)
     (tmp_path / "other.yaml").write_text("base: recipe.yaml")
     with pytest.raises(SystemExit, match=message):
-        script(monkeypatch, tmp_path / "recipe.yaml", output_dir=tmp_path / "out")
+        distill(tmp_path / "recipe.yaml", output_dir=tmp_path / "out")
 
 
 def test_tables_of_results(tmp_path, monkeypatch, capsys):
@@ -365,7 +372,7 @@ def test_tables_of_results(tmp_path, monkeypatch, capsys):
     (runs / "mr" / "student" / "energy.json").write_text(json.dumps(energy))
     (runs / "mr" / "without_logits").mkdir()  # not finished
     monkeypatch.setattr(sys, "argv", ["results.py", str(runs), str(data)])
-    runpy.run_path(str(Path(SCRIPT).with_name("results.py")), run_name="__main__")
+    runpy.run_path(str(EXAMPLES / "results.py"), run_name="__main__")
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert rows[1:] == [
         "| majority | | 25.0 | | | | | |",
@@ -377,7 +384,7 @@ def test_tables_of_results(tmp_path, monkeypatch, capsys):
 
 def test_a_run_becomes_a_folder_to_give_away(folder, tmp_path, monkeypatch, capsys):
     options = files(folder) | {"student_config": '{"num_hidden_layers": 2, "num_time_steps": 2}'}
-    script(monkeypatch, **options, output_dir=tmp_path / "run")
+    distill(**options, output_dir=tmp_path / "run")
     release = {
         "run": tmp_path / "run",
         "folder": tmp_path / "release",
@@ -390,7 +397,7 @@ def test_a_run_becomes_a_folder_to_give_away(folder, tmp_path, monkeypatch, caps
     }
     (tmp_path / "notes.md").write_text("## Data\n\nOf no one.\n")
     monkeypatch.setattr(sys, "argv", ["release.py", *flags(**release), "--labels", "worst", "middling", "best"])
-    runpy.run_path(str(Path(SCRIPT).with_name("release.py")), run_name="__main__")
+    runpy.run_path(str(EXAMPLES / "release.py"), run_name="__main__")
     printed = capsys.readouterr().out
     shards = sorted((tmp_path / "release").glob("*.safetensors"))
     assert len(shards) > 1
@@ -414,4 +421,4 @@ def test_a_run_becomes_a_folder_to_give_away(folder, tmp_path, monkeypatch, caps
     assert card.content.rstrip().endswith("Of no one.")
     assert "sentences of validation.parquet" in card.content
     with pytest.raises(SystemExit, match="exists already"):
-        runpy.run_path(str(Path(SCRIPT).with_name("release.py")), run_name="__main__")
+        runpy.run_path(str(EXAMPLES / "release.py"), run_name="__main__")
