@@ -2,8 +2,9 @@
 """What the operators share: the switch for their fast forms, C++ kernels for the CPU, and a record of what ran.
 
 An operator has a naive form, which is its definition, and fast forms, between which it chooses by device, dtype and
-kind of weights. `SPIKEBERT_FAST_FORMS=0` in the environment, or `use_fast_forms(False)`, turns all fast forms off.
-`forms_that_ran()` says which form each operator took last, and why.
+kind of weights. `SPIKEBERT_FAST_FORMS=0` in the environment, or `use_fast_forms(False)`, turns all fast forms off; with
+1, or True, kernels are compiled at once and not where it pays. `forms_that_ran()` says which form each operator took
+last, and why.
 """
 
 import os
@@ -30,13 +31,13 @@ _forms: dict[str, str] = {}
 _computed: Counter[str] = Counter()
 _loaded: set[Callable[[], Any]] = set()
 _failures: list[str] = []  # of the compiler; it is not asked again
-_enabled = os.environ.get("SPIKEBERT_FAST_FORMS", "1") != "0"
+_order = {"0": False, "1": True}.get(os.environ.get("SPIKEBERT_FAST_FORMS", ""))  # None: where they pay
 
 
-def use_fast_forms(enabled: bool) -> None:
-    """Switches the fast forms of all operators on or off, in this process."""
-    global _enabled
-    _enabled = enabled
+def use_fast_forms(order: bool | None) -> None:
+    """Switches the fast forms of all operators in this process on (True), off (False), or on where they pay (None)."""
+    global _order
+    _order = order
 
 
 def forms_that_ran() -> dict[str, str]:
@@ -59,7 +60,7 @@ def obstacle(*tensors: Tensor | None) -> str | None:
     """Why fast forms, which read memory behind torch's back, cannot take the arguments of an operator, or None."""
     if is_traced():
         return "an outer compiler traces the operator"
-    if not _enabled:
+    if _order is False:
         return "fast forms are switched off"
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack():
         return "a transform or a dispatch mode has to see each operation"
@@ -95,7 +96,8 @@ def kernels(operator: str, load: Callable[[], Any], values: int, training: bool)
         note(operator, "naive", "there is no C++ compiler")
         return None
     _computed[operator] += values
-    if not training and _computed[operator] < WORTH_COMPILING and load not in _loaded:
+    worth_it = training or _order is True or load in _loaded or _computed[operator] >= WORTH_COMPILING
+    if not worth_it:
         note(operator, "naive", "this process has not computed enough to compile kernels")
         return None
     _loaded.add(load)
@@ -140,7 +142,7 @@ def state_of(tensor: Tensor) -> tuple[Any, ...]:
     Of the latter the first bytes are looked at; what changes single values behind them is not seen.
     """
     bytes_left = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.element_size()
-    start = string_at(tensor.data_ptr(), min(bytes_left, 4096)) if tensor.numel() else b""
+    start = string_at(tensor.data_ptr(), min(int(bytes_left), 4096)) if tensor.numel() else b""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, start
 
 

@@ -20,10 +20,3 @@ def short_measurements():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure_cost, "__defaults__", (0.01,))
         yield
-
-
-@pytest.fixture
-def uncompiled():
-    """Fused blocks without their compiler, which takes half a minute for each kind of model."""
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -89,7 +89,7 @@ def fast_forms(enabled: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        use_fast_forms(True)
+        use_fast_forms(None)
 
 
 def results_of(model, fast: bool, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 
 
 @pytest.fixture
-def run(uncompiled, tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, capsys):
     """Runs a script in this process; what it wrote to its json file, and what it printed."""
 
     def run(script: str, *arguments: str) -> tuple[dict, str]:
@@ -48,8 +48,8 @@ def test_inference(run):
     sizes = ("--num_hidden_layers", "1", "--hidden_size", "64", "--length", "5", "--long", "9", "--repeats", "1")
     written, printed = run("inference.py", *sizes)
     pairs = check_ratios(written["rows"])
-    assert {("int8", name) for name in ("bert-fp32", "bert-int8", "plain")} <= pairs
-    assert {("int8-exit-1", "bert-int8"), ("fused", "plain"), ("int8-9-tokens", "int8-5-tokens")} <= pairs
+    assert {("int8", name) for name in ("bert-fp32", "bert-int8", "published-naive")} <= pairs
+    assert {("int8-exit-1", "bert-int8"), ("fast", "naive"), ("int8-9-tokens", "int8-5-tokens")} <= pairs
     assert {row["shape"]["batch"] for row in written["rows"] if row["name"] == "int8"} == {1, 4}
     assert "x bert-fp32" in printed
 
@@ -57,9 +57,7 @@ def test_inference(run):
 def test_training(run):
     sizes = ("--num_hidden_layers", "1", "--hidden_size", "32", "--batch_size", "3", "--repeats", "1")
     written, printed = run("training.py", *sizes)
-    assert {("train", "train-plain"), ("train-fp32", "train-plain"), ("train", "bert-fp32")} <= check_ratios(
-        written["rows"]
-    )
+    assert {("fast", "naive"), ("fast-fp32", "naive-fp32"), ("fast", "bert-fp32")} <= check_ratios(written["rows"])
     assert all(peak > 0 for peak in written["peak_memory_mb"].values())
     assert "3 sentences a step" in printed
 
@@ -72,7 +70,7 @@ def test_sparse(run, tmp_path):
     written, printed = run("sparse.py", *options)
     pairs = check_ratios(written["rows"])
     for kind in ("forward", "step"):
-        assert {(f"{kind}-sums", f"{kind}-{name}") for name in ("products", "plain", "bert")} <= pairs
+        assert {(f"{kind}-sums", f"{kind}-{name}") for name in ("products", "naive", "bert")} <= pairs
     assert all(0 < row["shape"]["firing_rate"] < 1 for row in written["rows"])
     assert "firing_rate" in printed
 

@@ -522,7 +522,7 @@ def test_early_exit_is_switched_off_while_counting_and_flagged():
 
 @modes
 def test_int8_weights_count_as_linears_that_scale_each_output(mode, tmp_path, monkeypatch):
-    monkeypatch.setattr(native_spikebert, "_enabled", False)  # the fast form rounds outputs: other spikes
+    monkeypatch.setattr(native_spikebert, "_order", False)  # the fast form rounds outputs: other spikes
     small_model(mode, dtype=torch.float32).save_pretrained(tmp_path)
     int8 = {"quantization_config": {"quant_method": "spikebert_int8"}}
     model, batch = SpikeBertForSequenceClassification.from_pretrained(tmp_path, **int8), padded(5, 5)

@@ -52,7 +52,6 @@ def test_few_spikes_flip_in_float32(student_and_text):
     assert flipped <= len(sentences) // 10
 
 
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")  # where there is no GPU
 def test_example_of_two_stages(student_and_text, tmp_path, monkeypatch, capsys):
     """With few tweets and one step a stage: that the example runs as it stands, not what it reaches."""

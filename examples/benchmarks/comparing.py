@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the plain model with loops, rows and their file."""
+"""What the benchmarks share: interleaved timing, naive forms, rows and their file. Fast forms compile at once."""
 
 import json
 import os
@@ -12,48 +12,24 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
-from modeling_spikebert.modeling_spikebert import SpikeBertNeuron
+from modeling_spikebert.native_spikebert import use_fast_forms
 
-
-class Spike(torch.autograd.Function):
-    """The step function, and backward its surrogate's derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, distance: Tensor, surrogate: Any) -> Tensor:
-        ctx.save_for_backward(distance)
-        ctx.surrogate = surrogate
-        return (distance >= 0).to(distance.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.surrogate.derivative(ctx.saved_tensors[0]), None
+use_fast_forms(True)
 
 
-class LoopNeuron(nn.Module):
-    """Neurons as published code computes them: a Python loop over time steps (hard reset to 0), autograd around it."""
+def naive(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The run with the naive forms of all operators: Python loops over time steps, autograd around them."""
 
-    def __init__(self, neuron: SpikeBertNeuron):
-        super().__init__()
-        self.neuron = neuron
+    def run_naively() -> Any:
+        use_fast_forms(False)
+        try:
+            return run()
+        finally:
+            use_fast_forms(True)
 
-    def forward(self, current: Tensor) -> Tensor:
-        v, fired = torch.zeros_like(current[0]), []
-        for x in current:
-            h = v + (x - v) / self.neuron.tau
-            spikes = Spike.apply(h - self.neuron.v_threshold, self.neuron.surrogate)
-            v = h * (1 - spikes.detach())
-            fired.append(spikes)
-        return torch.stack(fired)
-
-
-def with_loops(model: Any) -> Any:
-    """The model with a `LoopNeuron` for each of its neurons; it takes the plain path."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, SpikeBertNeuron):
-            model.set_submodule(name, LoopNeuron(module))
-    return model
+    return run_naively
 
 
 def int8_bert(bert: Any) -> Any:

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/scaling.py --json scaling.json
 
-A step is forward, backward and AdamW on a batch of random tokens without padding, under bfloat16 autocast with
-`implementation="fused"`, as a Trainer with `bf16=True` runs it on large batches. Memory is the peak of all tensors that
+A step is forward, backward and AdamW on a batch of random tokens without padding, under bfloat16 autocast, as a Trainer
+with `bf16=True` runs it. Memory is the peak of all tensors that
 a step makes, over what it found (weights and moments), with and without gradient checkpointing.
 """
 
@@ -49,7 +49,6 @@ def measure(size: dict[str, int], tokens: int, repeats: int, device: str) -> dic
         num_attention_heads=size["hidden"] // 32,
         intermediate_size=4 * size["hidden"],
         num_time_steps=size["T"],
-        implementation="fused",
     )
     model = SpikeBertForSequenceClassification(config).to(device).train()
     batch = max(1, tokens // size["length"])

@@ -3,9 +3,9 @@
     python examples/benchmarks/sparse.py --model examples/checkpoints/spikebert-6x384-sst2 --json sparse.json
 
 A trained model, because its firing rate decides (that of the inputs of Linears is printed). `forward` is inference,
-`step` a training step (forward, backward, AdamW) on a padded batch of sentences in random order. `sums` is the fused
-model as it is, `products` the same with ordinary products, `plain` the plain modules, `bert` a BERT of the same shape
-with random weights, which computes padding, too.
+`step` a training step (forward, backward, AdamW) on a padded batch of sentences in random order. `sums` is the model as
+it is, `products` the same with ordinary products, `naive` all operators in their naive form, `bert` a BERT of the same
+shape with random weights, which computes padding, too.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from comparing import interleaved, print_machine, rows_of, write
+from comparing import interleaved, naive, print_machine, rows_of, write
 from training import batches_of, training_step
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser
 
-from modeling_spikebert import SpikeBertForSequenceClassification, fused_spikebert
+from modeling_spikebert import SpikeBertForSequenceClassification, spike_linear_spikebert
 from modeling_spikebert.modeling_spikebert import FIRING_RATE_NAMES
 
 LINEAR_INPUTS = [FIRING_RATE_NAMES.index(name) for name in ("attention_input", "context", "mlp_input", "intermediate")]
@@ -53,22 +53,22 @@ def main(args: SparseArguments) -> None:
     machine = print_machine()
     batches = batches_of(args, "cpu")
     load = SpikeBertForSequenceClassification.from_pretrained
-    implementations = {"plain": "plain", "products": "fused", "sums": "fused"}
-    models: dict[str, Any] = {name: load(args.model, implementation=order) for name, order in implementations.items()}
-    plain = models["plain"]
+    models: dict[str, Any] = {name: load(args.model) for name in ("naive", "products", "sums")}
+    config = models["sums"].config
     with torch.inference_mode():
-        rates = torch.stack(plain(**batches[0], output_firing_rates=True).firing_rates)
-    models["bert"] = BertForSequenceClassification(BertConfig(**{name: getattr(plain.config, name) for name in SIZES}))
+        rates = torch.stack(models["sums"](**batches[0], output_firing_rates=True).firing_rates)
+    models["bert"] = BertForSequenceClassification(BertConfig(**{name: getattr(config, name) for name in SIZES}))
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches) / len(batches)
-    shape = {"batch": args.batch_size, "tokens": round(tokens), "T": plain.config.num_time_steps}
+    shape = {"batch": args.batch_size, "tokens": round(tokens), "T": config.num_time_steps}
     shape["firing_rate"] = round(float(rates[..., LINEAR_INPUTS].mean()), 3)
 
-    products = patch.object(fused_spikebert, "spike_linear", torch.nn.functional.linear)
+    products = patch.object(spike_linear_spikebert, "MAX_FIRING_RATE", -1.0)
     rows = []
     for kind, run_of in (("forward", forward_pass), ("step", partial(training_step, bf16=False))):
         runs = {f"{kind}-{name}": run_of(model.train(kind == "step"), batches) for name, model in models.items()}
         runs[f"{kind}-products"] = products(runs[f"{kind}-products"])
-        pairs = (("sums", "products"), ("sums", "plain"), ("sums", "bert"), ("products", "bert"))
+        runs[f"{kind}-naive"] = naive(runs[f"{kind}-naive"])
+        pairs = (("sums", "products"), ("sums", "naive"), ("sums", "bert"), ("products", "bert"))
         spelled = [(f"{kind}-{name}", f"{kind}-{against}") for name, against in pairs]
         rows += rows_of(interleaved(runs, args.repeats), spelled, shape)
     write(args.json, machine, rows)

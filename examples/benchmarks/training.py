@@ -1,10 +1,10 @@
-"""Time and memory of a training step beside the plain code's, in one process, on real sentences.
+"""Time and memory of a training step compared with the naive forms, in one process, on real sentences.
 
     python examples/benchmarks/training.py --json training.json
 
-A step is forward, backward and AdamW on a padded batch of sentences in random order. `train-plain` is this package's
-model in float32 with plain modules, `train` the same under bfloat16 autocast with `implementation="auto"`, as a Trainer
-with `bf16=True` runs it. Memory is the peak of all tensors that a step makes, over what it found.
+A step is forward, backward and AdamW on a padded batch of sentences in random order. `naive` has the naive forms of all
+operators, `fast` is the model as it runs; both under bfloat16 autocast, as a Trainer with `bf16=True` does it, and in
+float32. Memory is the peak of all tensors that a step makes, over what it found.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from itertools import cycle
 from typing import Any
 
 import torch
-from comparing import interleaved, print_machine, rows_of, with_loops, write
+from comparing import interleaved, naive, print_machine, rows_of, write
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, HfArgumentParser, set_seed
 
@@ -95,30 +95,33 @@ def main(args: TrainingArguments) -> None:
         "intermediate_size": 4 * args.hidden_size,
     }
 
-    def spiking(implementation: str) -> Any:
+    def spiking() -> Any:
         set_seed(0)
-        config = SpikeBertConfig(**sizes, num_time_steps=args.num_time_steps, implementation=implementation)
+        config = SpikeBertConfig(**sizes, num_time_steps=args.num_time_steps)
         return SpikeBertForSequenceClassification(config).to(device).train()
 
+    def bert() -> Any:
+        return BertForSequenceClassification(BertConfig(**sizes)).to(device).train()
+
     models = {  # model, bfloat16 autocast
-        "train-plain": (spiking("plain"), False),
-        "train-loops": (with_loops(spiking("plain")), False),
-        "train-plain-bf16": (spiking("plain"), True),
-        "train-fp32": (spiking("auto"), False),
-        "train": (spiking("auto"), True),
-        "bert-fp32": (BertForSequenceClassification(BertConfig(**sizes)).to(device).train(), False),
-        "bert-bf16": (BertForSequenceClassification(BertConfig(**sizes)).to(device).train(), True),
+        "naive-fp32": (spiking(), False),
+        "naive": (spiking(), True),
+        "fast-fp32": (spiking(), False),
+        "fast": (spiking(), True),
+        "bert-fp32": (bert(), False),
+        "bert-bf16": (bert(), True),
     }
     steps = {name: training_step(model, batches, bf16) for name, (model, bf16) in models.items()}
+    steps = {name: naive(step) if "naive" in name else step for name, step in steps.items()}
     medians = interleaved(steps, args.repeats)
-    pairs = [(name, "train-plain") for name in models if name != "train-plain"]
-    pairs += [("train", "train-plain-bf16"), ("train", "bert-fp32"), ("train", "bert-bf16")]
+    pairs = [("naive", "naive-fp32"), ("fast-fp32", "naive-fp32"), ("fast", "naive-fp32"), ("fast", "naive")]
+    pairs += [("fast-fp32", "bert-fp32"), ("fast", "bert-fp32"), ("fast", "bert-bf16")]
     shape = {"batch": args.batch_size, "tokens": round(real), "places": round(args.batch_size * longest)}
     shape |= {"T": args.num_time_steps, "layers": args.num_hidden_layers, "hidden": args.hidden_size}
     rows = rows_of(medians, pairs, shape)
     memory = {name: peak_memory(step) for name, step in steps.items()}
     for name, peak in memory.items():
-        print(f"{name:18} peak {peak:7.0f} MB, {peak / memory['train-plain']:.2f} x train-plain")
+        print(f"{name:18} peak {peak:7.0f} MB, {peak / memory['naive-fp32']:.2f} x naive-fp32")
     write(args.json, machine, rows, peak_memory_mb=memory)
 
 
