@@ -62,7 +62,6 @@ from transformers import (
 from modeling_spikebert import (
     DistillationTrainer,
     DistillationTrainingArguments,
-    SpikeBertConfig,
     SpikeBertForSequenceClassification,
     SpikeBertModel,
 )
@@ -156,11 +155,8 @@ def test_checkpoints_hold_student_and_projections_apart_and_no_teacher(tmp_path,
 
 
 def test_reference_mode_is_taught_too(tmp_path):
-    published = SpikeBertConfig.reference()
-    names = ("type_vocab_size", "position_embedding_type", "shortcut", "input_encoding", "mask_padding")
-    overrides = {name: getattr(published, name) for name in names}
-    trainer = make_trainer(tmp_path, "task", stage_models("task", **overrides))
-    assert trainer.model.config.shortcut == "spike"
+    trainer = make_trainer(tmp_path, "task", stage_models("task", variant="published"))
+    assert trainer.model.config.variant == "published"
     before = weights_of(trainer.model)
     trainer.train()
     assert not [name for name, weight in weights_of(trainer.model).items() if torch.equal(weight, before[name])]

