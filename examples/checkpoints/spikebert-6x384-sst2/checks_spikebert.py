@@ -1,0 +1,1 @@
+../../../modeling_spikebert/checks_spikebert.py

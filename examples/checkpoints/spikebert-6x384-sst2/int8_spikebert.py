@@ -1,0 +1,1 @@
+../../../modeling_spikebert/int8_spikebert.py

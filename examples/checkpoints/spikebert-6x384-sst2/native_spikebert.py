@@ -1,0 +1,1 @@
+../../../modeling_spikebert/native_spikebert.py

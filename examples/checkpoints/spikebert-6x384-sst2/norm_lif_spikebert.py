@@ -1,0 +1,1 @@
+../../../modeling_spikebert/norm_lif_spikebert.py

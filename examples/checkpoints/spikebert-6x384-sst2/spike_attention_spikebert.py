@@ -1,0 +1,1 @@
+../../../modeling_spikebert/spike_attention_spikebert.py

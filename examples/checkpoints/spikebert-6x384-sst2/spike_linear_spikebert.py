@@ -1,0 +1,1 @@
+../../../modeling_spikebert/spike_linear_spikebert.py

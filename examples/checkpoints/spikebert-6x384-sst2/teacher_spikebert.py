@@ -1,0 +1,1 @@
+../../../modeling_spikebert/teacher_spikebert.py
