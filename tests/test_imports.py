@@ -22,7 +22,7 @@ FLAT = {
     "native_spikebert": set(),
     "triton_spikebert": set(),
     "norm_lif_spikebert": {"native_spikebert", "triton_spikebert"},
-    "int8_spikebert": set(),
+    "int8_spikebert": {"native_spikebert"},
     "spike_linear_spikebert": {"int8_spikebert", "native_spikebert"},
     "spike_attention_spikebert": {"native_spikebert"},
     "configuration_spikebert": set(),
@@ -45,9 +45,9 @@ FLAT = {
 LATE = {"quantization_spikebert"}
 # From the bottom up: a module imports only from layers below its own, or from its own sub-package.
 LAYERS = [
-    {"configuration_spikebert", "int8_spikebert", "loading_spikebert", "native_spikebert", "triton_spikebert"},
-    {"norm_lif_spikebert", "spike_attention_spikebert", "spike_linear_spikebert"},
-    {"checks_spikebert", "quantization_spikebert", "teacher_spikebert"},
+    {"configuration_spikebert", "loading_spikebert", "native_spikebert", "triton_spikebert"},
+    {"int8_spikebert", "norm_lif_spikebert", "spike_attention_spikebert"},
+    {"checks_spikebert", "quantization_spikebert", "spike_linear_spikebert", "teacher_spikebert"},
     {"modeling_spikebert"},
     {"hub", "registration"},
     {"data", "energy"},
