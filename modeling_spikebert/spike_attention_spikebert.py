@@ -92,16 +92,16 @@ def spike_attention(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, n
         `[T, N, D]`, whole numbers, in float32 (float64 for float64): half precision rounds those above 256.
     """
     training = needs_gradient(query, key, value)
+    starts: Any = tokens.starts
     reason = obstacle(query, key, value)
-    starts = tokens.starts
     if reason is None and (query.device.type != "cpu" or starts is None):
         reason = f"there are no kernels for {query.device.type}"
     if reason is None and query.dtype not in KERNELS:
         reason = f"there are no kernels for {query.dtype}"
     if reason is None and not _fit(query, key, value, tokens, num_heads):
         reason = "shapes or types do not fit"  # torch has an error for it
-    if reason is not None or starts is None:
-        note("spike_attention", "naive", str(reason))
+    if reason is not None:
+        note("spike_attention", "naive", reason)
         return spike_attention_naive(query, key, value, tokens, num_heads)
     library = kernels("spike_attention", _library, query.numel(), training)
     if library is None:

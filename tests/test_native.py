@@ -157,6 +157,15 @@ def test_a_compiler_that_fails_is_asked_once_and_all_is_naive(tmp_path):
     assert errors.count("SpikeBERT runs without its C++ kernels, since the compiler failed: ") == 1
 
 
+@operators
+def test_without_the_kernels_for_bits_all_is_naive(operator, monkeypatch):
+    """The others came from the cache on disk, and then the compiler failed."""
+    monkeypatch.setattr(native, "bits_library", lambda: None)
+    x, *others = INPUTS[operator]
+    OPERATORS[operator](x.clone().requires_grad_(), *others).sum().backward()
+    assert form_of(operator) == "naive: the C++ compiler failed"
+
+
 # What kernels never see
 
 
