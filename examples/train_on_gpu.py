@@ -173,7 +173,7 @@ def read_task(args: Arguments) -> LabelledText:
     else:
         text = load_labelled(args.train_file, args.validation_file)
     if text.problem_type == "regression" or "text_pair" in text.train.column_names:
-        raise ValueError("This example is for classes of single sentences; run_distillation.py takes the other tasks.")
+        raise ValueError("This example is for classes of single sentences; `spikebert distill` takes the other tasks.")
     return text
 
 

@@ -30,7 +30,7 @@ class Announce(TrainerCallback):
     def __init__(self, stepping: multiprocessing.Event):
         self.stepping = stepping
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         self.stepping.set()
 
 

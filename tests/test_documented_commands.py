@@ -46,7 +46,6 @@ NOT_RUN = {
     ("README.md", 'pip install -c constraints.txt -e ".[quickstart,test]"'): "it is this suite",
     ("docs/training.md", "accelerate launch --config-file"): "needs GPUs; test_scale.py starts two CPU processes",
     ("docs/performance.md", "python examples/benchmarks/inference.py"): "minutes; test_benchmarks.py runs it small",
-    ("docs/performance.md", "python examples/benchmarks/sparse.py"): "minutes; test_benchmarks.py runs it small",
 }
 # What makes a command short, behind its own options.
 SHORT = {
