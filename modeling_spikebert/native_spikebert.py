@@ -33,7 +33,8 @@ logger = logging.get_logger(__name__)
 WORTH_COMPILING = 2**27
 
 # Rounded as torch rounds; loops over vectors need not care for errors that nobody reads.
-FLAGS = "-O3 -march=native -std=c++20 -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -shared -fPIC".split()
+FLAGS = ["-O3", "-march=native", "-std=c++20", "-fopenmp", "-shared", "-fPIC"]
+FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 _forms: dict[str, str] = {}
 _computed: Counter[str] = Counter()

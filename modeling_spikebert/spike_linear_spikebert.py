@@ -185,6 +185,8 @@ static void sum_rows(const int32_t* fired, int64_t count, const float* weight, i
 extern "C" void sum_spikes(const float* spikes, int64_t rows, int64_t inner, int64_t row_stride, int64_t inner_stride,
                            const float* weight, const float* bias, float* out, int64_t columns, int64_t threads) {
   const int64_t parts = std::max<int64_t>(1, (inner + PART - 1) / PART), part = (inner + parts - 1) / parts;
+  // Of few rows each thread takes some.
+  const int64_t most = std::clamp<int64_t>((rows + threads - 1) / threads, 1, ROWS);
   #pragma omp parallel num_threads(threads)
   {
     std::vector<int32_t> fired(ROWS * ROOM);
@@ -192,8 +194,8 @@ extern "C" void sum_spikes(const float* spikes, int64_t rows, int64_t inner, int
     for (int64_t p = 0; p < parts; ++p) {
       const int64_t begin = p * part, end = std::min(inner, begin + part);
       #pragma omp for schedule(dynamic)
-      for (int64_t first = 0; first < rows; first += ROWS) {
-        const int64_t block = std::min(ROWS, rows - first);
+      for (int64_t first = 0; first < rows; first += most) {
+        const int64_t block = std::min(most, rows - first);
         std::fill(count, count + block, 0);
         auto see = [&](int64_t r, int64_t k) {
           fired[r * ROOM + count[r]] = k;
