@@ -345,6 +345,14 @@ def test_quickstart_writes_a_student_that_loads(quickstart, inputs):
     assert AutoTokenizer.from_pretrained(student).get_vocab() == teacher_tokenizer.get_vocab()
 
 
+def test_quickstart_writes_no_pickle_and_prints_no_dictionary(quickstart):
+    assert list(quickstart.folder.rglob("*.bin")) == []
+    printed = quickstart.stdout + quickstart.stderr
+    assert "{'" not in printed
+    for steps in (20, 7, 3, 4):  # of the teacher, the student without one, and both stages
+        assert f"step 1/{steps}" in printed
+
+
 def test_quickstart_writes_the_stage_1_student_with_projections(quickstart):
     stage1 = quickstart.folder / "stage1"
     assert {"config.json", "model.safetensors", PROJECTIONS_NAME} <= {file.name for file in stage1.iterdir()}

@@ -26,7 +26,13 @@ from transformers import (
 
 from ..data import DataError, LabelledText, load_labelled, load_unlabelled, tokenize
 from ..data.bundled import TEACHER, bundled_teacher, bundled_tweets
-from ..distillation import DistillationTrainer, DistillationTrainingArguments, FiniteLossCallback
+from ..distillation import (
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    FiniteLossCallback,
+    ResumableTrainer,
+    use_console,
+)
 from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..hub.fetching import loading
@@ -114,22 +120,24 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
 
     _say(f"1/4  Fine-tuning the teacher: {teacher.config.num_hidden_layers} layers, {teacher.config.hidden_size} wide")
     options = _options(args, folder, args.teacher_steps) | {"learning_rate": args.teacher_learning_rate}
-    finetuning = Trainer(
+    finetuning = ResumableTrainer(
         teacher, TrainingArguments(**options), train_dataset=train, callbacks=[FiniteLossCallback()], **data
     )
+    use_console(finetuning)
     finetuning.train()
     finetuning.save_model(str(folder / "teacher"))
 
     _say("2/4  Training a student without a teacher, from random weights, as long as both stages take together")
     set_seed(args.seed)
     options = _options(args, folder, args.general_steps + args.task_steps)
-    alone = Trainer(
+    alone = ResumableTrainer(
         SpikeBertForSequenceClassification(config),
         TrainingArguments(**options),
         train_dataset=train,
         callbacks=[FiniteLossCallback()],
         **data,
     )
+    use_console(alone)
     alone.train()
 
     _say("3/4  Stage 1: the student learns the teacher's hidden states on unlabelled text")
