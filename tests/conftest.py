@@ -20,3 +20,35 @@ def short_measurements():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure_cost, "__defaults__", (0.01,))
         yield
+
+
+# Files whose tests start processes, train, or run a tool over the whole project. The others take a minute together.
+SLOW = [
+    "augmentation",
+    "benchmarks",
+    "checkpoints",
+    "commands",
+    "convert",
+    "data",
+    "distill",
+    "distillation",
+    "documented_commands",
+    "examples_gpu",
+    "hub",
+    "imports",
+    "real_text",
+    "released",
+    "scale",
+    "streams",
+    "style",
+    "tasks",
+    "teachers",
+    "training",
+    "triton",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")
