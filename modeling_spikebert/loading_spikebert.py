@@ -74,12 +74,15 @@ def check_loaded(model: PreTrainedModel, headers: Headers, missing: set[str], un
         )
     files = {_plain(model, name): file for file, header in headers.items() for name in header}
     for name, tensor in model.state_dict().items():
-        # One pass over memory; a sum of finite numbers may overflow.
-        if tensor.is_meta or not tensor.is_floating_point() or tensor.sum().isfinite():
+        if tensor.is_meta or not tensor.is_floating_point():
             continue
-        if not tensor.isfinite().all():
-            file = files.get(_plain(model, name), place)
-            raise ValueError(f"{name} in {file} has values that are NaN or infinite as {tensor.dtype}. {ADVICE}.")
+        wrong = None
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():  # a sum of finite numbers may overflow
+            wrong = f"values that are NaN or infinite as {tensor.dtype}"
+        elif name.endswith(".weight_scale") and not (tensor > 0).all():
+            wrong = "scales that are not positive"
+        if wrong is not None:
+            raise ValueError(f"{name} in {files.get(_plain(model, name), place)} has {wrong}. {ADVICE}.")
 
 
 def _read_header(file: str) -> dict[str, Tensor]:

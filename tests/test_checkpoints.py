@@ -211,6 +211,10 @@ def test_a_resumed_training_takes_its_new_learning_rate(tmp_path, capsys, schedu
         ({"per_device_train_batch_size": 2}, "global_batch_size is 4 there and 2 here"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is random there and group_by_length"),
         ({"trainer_options": {"train_dataset": stage_text("task", 20)}}, "training_rows is 16 there and 20 here"),
+        (
+            {"trainer_options": {"train_dataset": stage_text("task", seed=1)}},
+            "training_text is [0-9a-f]{12} there and ",
+        ),
         ({"layer_map": [2, 2]}, r"layer_map is \[1, 2\] there and \[2, 2\] here"),
         ({"hidden_state_weight": 0.0}, "hidden_state_weight > 0 is True there and False here"),
         ({"embedding_weight": 0.0}, "embedding_weight > 0 is True there and False here"),

@@ -86,6 +86,7 @@ def test_console_script_lists_every_command(capsys):
     ("arguments", "expected"),
     [
         (["quickstrat", "--seed", "1"], "spikebert: no command 'quickstrat'; did you mean quickstart?"),
+        (["--verion"], "spikebert: no command '--verion'; did you mean --version?"),
         (["train"], f"spikebert: no command 'train'; there is {', '.join(COMMANDS)}."),
         (
             ["quickstart", "--learnign-rate", "1e-3"],

@@ -103,6 +103,14 @@ def test_weights_that_are_not_finite_are_refused(copy, kind, name, form, value):
     refused(folder, ValueError, name, file, "NaN or infinite")
 
 
+@pytest.mark.parametrize("value", [0.0, -0.1])
+@pytest.mark.parametrize(("kind", "name"), [("int8", QUERY), ("dequantize", WORDS)])
+def test_scales_that_are_not_positive_are_refused(copy, kind, name, value):
+    folder = copy(kind)
+    change(folder / "model.safetensors", spoil(f"{name}.weight_scale", -1, value))
+    refused(folder, ValueError, f"{name}.weight_scale", "scales that are not positive")
+
+
 def test_finite_weights_whose_sum_overflows_are_loaded(copy):
     folder = copy("bfloat16")
     for index, value in enumerate((3e38, 3e38)):

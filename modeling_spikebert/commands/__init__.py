@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"spikebert {version('modeling_spikebert')}")
         return
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS) or f"; there is {', '.join(COMMANDS)}."
+        hint = did_you_mean(name, [*COMMANDS, "--version", "--help"]) or f"; there is {', '.join(COMMANDS)}."
         print(f"spikebert: no command {name!r}{hint}", file=sys.stderr)
         sys.exit(2)
     with exits(f"spikebert {name}", INTERRUPTED.get(name, "interrupted.")):

@@ -1,8 +1,10 @@
 """A `Trainer` that may be interrupted anywhere: whole checkpoints, and the options with which a run goes on."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,6 +97,7 @@ class ResumableTrainer(Trainer):
             "global_batch_size": None if args.auto_find_batch_size else self.get_total_train_batch_size(args),
             "train_sampling_strategy": args.train_sampling_strategy,
             "training_rows": len(dataset) if hasattr(dataset, "__len__") else None,
+            "training_text": _digest(dataset),
         }
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -189,3 +192,11 @@ class ResumableTrainer(Trainer):
             transformers.trainer.TRAINING_ARGS_NAME = name
             if self.args.should_save:
                 (folder / hidden).unlink(missing_ok=True)
+
+
+def _digest(dataset: Any) -> str | None:
+    """Of the tokens of a thousand rows: another file, tokenizer or longest sentence has another. None for a stream."""
+    if "input_ids" not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "__len__"):
+        return None
+    rows = dataset.select_columns("input_ids").select(range(0, len(dataset), max(1, len(dataset) // 1000)))
+    return sha256(json.dumps(rows["input_ids"][:]).encode()).hexdigest()[:12]
