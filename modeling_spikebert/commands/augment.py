@@ -68,9 +68,25 @@ def main(arguments: list[str]) -> None:
         cast(Any, (AugmentArguments, AugmentationSettings)), prog="spikebert augment", description=__doc__
     )
     args, settings = parser.parse_args_into_dataclasses(arguments)
-    if args.num_proc > 1:  # on Ctrl-C this process ends the others, which need not say anything
-        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    if args.num_proc > 1 and hasattr(os, "register_at_fork"):
+        keep_children_quiet()
     run(args, settings)
+
+
+def keep_children_quiet() -> None:
+    """On Ctrl-C this process ends the others, which need not say anything, not even while they are forked."""
+
+    def hold() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        go_on()
+
+    os.register_at_fork(before=hold, after_in_parent=go_on, after_in_child=ignore)
 
 
 def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
