@@ -8,6 +8,7 @@ os.environ |= {"HF_HOME": _cache.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TE
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from modeling_spikebert import native_spikebert  # noqa: E402
 from modeling_spikebert.energy import measure_cost  # noqa: E402
 
 # Tiny tensors are many times faster on one thread, and pytest-xdist brings the processes.
@@ -20,6 +21,21 @@ def short_measurements():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure_cost, "__defaults__", (0.01,))
         yield
+
+
+@pytest.fixture
+def kernels_at_once(monkeypatch):
+    """The C++ kernels without gradients, too, however little was computed."""
+    monkeypatch.setattr(native_spikebert, "WORTH_COMPILING", 0)
+
+
+@pytest.fixture
+def nan_in_new_memory():
+    """For what a kernel does not write."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 # Files whose tests start processes, train, or run a tool over the whole project. The others take a minute together.

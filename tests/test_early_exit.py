@@ -8,7 +8,7 @@ from helpers import fast_forms, mask_of, random_ids, tiny_config, tiny_model
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, native_spikebert
+from modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 from modeling_spikebert.modeling_spikebert import confidence
 
 modes = pytest.mark.parametrize("mode", ["default", "reference"])
@@ -16,9 +16,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 IDS, MASK = random_ids(6, 9), mask_of(9, 2, 4, 9, 7, 1)
 
 
-@pytest.fixture(autouse=True)
-def kernels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_spikebert, "WORTH_COMPILING", 0)
+pytestmark = pytest.mark.usefixtures("kernels_at_once")
 
 
 def unsure_classifier(mode: str = "default", **overrides) -> SpikeBertForSequenceClassification:

@@ -7,12 +7,12 @@ import torch
 from helpers import fast_forms, mask_of, random_ids, results_of, tiny_model, tracing
 from torch import Tensor, nn
 
-from modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, native_spikebert
+from modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 from modeling_spikebert import spike_linear_spikebert as spike_linear
 from modeling_spikebert.modeling_spikebert import SpikeBertNeuron
 from modeling_spikebert.native_spikebert import forms_that_ran
 
-pytestmark = tracing
+pytestmark = [tracing, pytest.mark.usefixtures("kernels_at_once")]
 modes = pytest.mark.parametrize("mode", ["default", "reference"])
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 MASKS = {
@@ -23,11 +23,6 @@ MASKS = {
     "longer-than-heads-are-wide": (random_ids(2, 14), mask_of(14, 9)),
     "one-token": (random_ids(1, 1), None),
 }
-
-
-@pytest.fixture(autouse=True)
-def kernels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_spikebert, "WORTH_COMPILING", 0)
 
 
 def assert_close(results: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:

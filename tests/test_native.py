@@ -44,11 +44,6 @@ operators = pytest.mark.parametrize("operator", OPERATORS)
 
 
 @pytest.fixture
-def kernels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "WORTH_COMPILING", 0)
-
-
-@pytest.fixture
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing computed and nothing loaded yet."""
     monkeypatch.setattr(native, "_computed", type(native._computed)())

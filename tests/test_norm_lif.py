@@ -1,13 +1,12 @@
 """The operator `norm_lif`: by hand, against other libraries, and its C++ kernels against the naive form."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from modeling_spikebert import native_spikebert
 from modeling_spikebert.native_spikebert import forms_that_ran
 from modeling_spikebert.norm_lif_spikebert import LIF, ATan, norm_lif, norm_lif_naive
 
@@ -61,14 +60,7 @@ norms = pytest.mark.parametrize("has_norm", [True, False], ids=["norm", "no-norm
 resets = pytest.mark.parametrize("v_reset", [0.0, None, -0.3], ids=["hard", "soft", "hard-0.3"])
 
 
-@pytest.fixture(autouse=True)
-def kernels_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """And NaN in new memory, for what a kernel does not write."""
-    monkeypatch.setattr(native_spikebert, "WORTH_COMPILING", 0)
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("kernels_at_once", "nan_in_new_memory")
 
 
 def inputs_of(shape: tuple[int, ...], has_norm: bool = True, dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The operator `spike_attention`: its kernels against the naive form, and that against each sentence by itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -8,7 +8,6 @@ import torch
 from helpers import mask_of
 from torch import Tensor
 
-from modeling_spikebert import native_spikebert
 from modeling_spikebert.native_spikebert import forms_that_ran
 from modeling_spikebert.spike_attention_spikebert import Tokens, spike_attention, spike_attention_naive, spike_counts
 
@@ -25,13 +24,7 @@ MASKS = {
 masks = pytest.mark.parametrize("mask", MASKS)
 
 
-@pytest.fixture(autouse=True)
-def kernels_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """And NaN in new memory, for what a kernel does not write."""
-    monkeypatch.setattr(native_spikebert, "WORTH_COMPILING", 0)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("kernels_at_once", "nan_in_new_memory")
 
 
 def spikes_of(tokens: Tokens, width: int, steps: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:

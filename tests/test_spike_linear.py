@@ -1,6 +1,6 @@
 """The operator `spike_linear`: each of its forms against `torch.nn.functional.linear`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import linear
 
-from modeling_spikebert import native_spikebert
 from modeling_spikebert import spike_linear_spikebert as module
 from modeling_spikebert.int8_spikebert import has_kernels, round_rows
 from modeling_spikebert.native_spikebert import forms_that_ran
@@ -22,13 +21,7 @@ TOLERANCE = {
 needs_onednn = pytest.mark.skipif(not has_kernels(), reason="this torch has no oneDNN")
 
 
-@pytest.fixture(autouse=True)
-def kernels_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """And NaN in new memory, for what a kernel does not write."""
-    monkeypatch.setattr(native_spikebert, "WORTH_COMPILING", 0)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("kernels_at_once", "nan_in_new_memory")
 
 
 @pytest.fixture
