@@ -7,7 +7,7 @@ hidden, `d = D / H`.
 
 from ctypes import Structure, c_int64
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from .native_spikebert import (
     pointers,
     unpack_spikes,
 )
+from .triton_spikebert import HAS_TRITON, attention_backward, attention_forward
+
+TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MAX_TRITON_HEAD = 256  # bfloat16 has whole numbers up to here
 
 
 class Tokens(NamedTuple):
@@ -92,31 +96,44 @@ def spike_attention(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, n
         `[T, N, D]`, whole numbers, in float32 (float64 for float64): half precision rounds those above 256.
     """
     training = needs_gradient(query, key, value)
-    starts: Any = tokens.starts
-    reason = obstacle(query, key, value)
-    if reason is None and (query.device.type != "cpu" or starts is None):
-        reason = f"there are no kernels for {query.device.type}"
-    if reason is None and query.dtype not in KERNELS:
-        reason = f"there are no kernels for {query.dtype}"
-    if reason is None and not _fit(query, key, value, tokens, num_heads):
-        reason = "shapes or types do not fit"  # torch has an error for it
-    if reason is not None:
-        note("spike_attention", "naive", reason)
+    form = _form_for(query, key, value, tokens, num_heads, training)
+    if form is None:
         return spike_attention_naive(query, key, value, tokens, num_heads)
-    library = kernels("spike_attention", _library, query.numel(), training)
-    if library is None:
-        return spike_attention_naive(query, key, value, tokens, num_heads)
+    if form == "triton":
+        query, key, value = (x.unflatten(1, (tokens.batch, tokens.length)) for x in (query, key, value))  # [T, B, L, D]
+        run = _TritonAttention.apply if training else attention_forward
+        return run(query, key, value, tokens.mask, num_heads).flatten(1, 2)
     if training:
         bits, fired = zip(*(pack_spikes(x) for x in (query, key, value)), strict=True)
-        arguments = query, key, value, starts, num_heads, library, *bits
+        arguments = query, key, value, tokens.starts, num_heads, form, *bits
         out = None if None in fired else _SpikeAttention.apply(*arguments)
     else:
-        out = _forward(library, query, key, value, starts, num_heads)
+        out = _forward(form, query, key, value, cast(Tensor, tokens.starts), num_heads)
     if out is None:
         note("spike_attention", "naive", "the input is neither 0 nor 1")
         return spike_attention_naive(query, key, value, tokens, num_heads)
     note("spike_attention", "c++", "silent channels are passed over")
     return out
+
+
+def _form_for(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, num_heads: int, training: bool) -> Any:
+    """The C++ library, "triton", or None for the naive form."""
+    reason = obstacle(query, key, value)
+    if reason is None and not _fit(query, key, value, tokens, num_heads):
+        reason = "shapes or types do not fit"  # torch has an error for it
+    if reason is None and query.device.type == "cuda" and HAS_TRITON and query.dtype in TRITON_DTYPES:
+        if query.shape[2] // num_heads <= MAX_TRITON_HEAD:
+            note("spike_attention", "triton", "the spikes are on a GPU")
+            return "triton"
+        reason = f"a head is wider than {MAX_TRITON_HEAD}"
+    if reason is None and (query.device.type != "cpu" or tokens.starts is None):
+        reason = f"there are no kernels for {query.device.type}"
+    if reason is None and query.dtype not in KERNELS:
+        reason = f"there are no kernels for {query.dtype}"
+    if reason is not None:
+        note("spike_attention", "naive", reason)
+        return None
+    return kernels("spike_attention", _library, query.numel(), training)
 
 
 def _fit(query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, num_heads: int) -> bool:
@@ -176,6 +193,20 @@ class _SpikeAttention(torch.autograd.Function):
         query, key, value = (unpack_spikes(x, ctx.shape, torch.uint8) for x in bits)
         grads = _backward(ctx.library, query, key, value, grad, starts, ctx.num_heads)
         return *(x.to(ctx.dtype) for x in grads), *[None] * 6
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.num_heads = num_heads
+        return attention_forward(query, key, value, mask, num_heads)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        return *attention_backward(query, key, value, grad, mask, ctx.num_heads), None, None
 
 
 # `q (k^T v)`, each a sum of rows: of `v` over the tokens whose key fires in a channel, and of these sums over the

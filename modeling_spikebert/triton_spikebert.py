@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LayerNorm and LIF neurons over all time steps in one pass over memory: Triton kernels for GPUs of NVIDIA and AMD.
+"""Triton kernels of the operators `norm_lif` and `spike_attention`, for GPUs of NVIDIA and AMD.
 
-The oracle is `norm_lif_naive` of `norm_lif_spikebert`, which has the equations. Nothing is kept for the backward pass,
-which computes norms and membranes again.
+The oracles are the naive forms, which have the equations.
 
-Shapes, once for the whole file: `T` time steps, `N` tokens, `D` columns. A program takes rows, the columns of a token,
-through all time steps. Without a LayerNorm columns do not need each other: then rows are pieces of `PIECE` elements of
-what is one long row at each time step.
+LayerNorm and neurons go over all time steps in one pass over memory. Nothing is kept for the backward pass, which
+computes norms and membranes again. A program takes rows, the columns of a token, through all time steps. Without a
+LayerNorm columns do not need each other: then rows are pieces of `PIECE` elements of what is one long row at each time
+step.
+
+The attention products keep the counts `q k^T` of a sentence on the chip. They are whole numbers up to the size of a
+head, so that half precision has them exactly.
+
+Shapes, once for the whole file: `T` time steps, `B` sentences, `L` tokens of each, `N` tokens, `H` heads, `D` columns.
 """
 
 import math
@@ -26,19 +31,23 @@ else:
 PIECE = 1024
 # Programs of the backward pass with a LayerNorm. Each adds up the gradients of weight and bias over its rows, so there
 # should be few, but enough for all processors of a large GPU.
-PROGRAMS = 512
+PROGRAMS = 1024
+# Values that a program takes at once, and a thread of it: many, so that weights are read once for several rows and many
+# reads are under way; few, so that what the backward pass keeps of a time step stays in registers.
+FORWARD_TILE, BACKWARD_TILE = 4096, 2048
+PER_THREAD = 16
 
 if HAS_TRITON:
-    # Constants are `constexpr`, since Triton rounds other floating point arguments to float32. Tensors and numbers that
-    # may be large are walked through by pointers and in int64: an index of int32 would overflow.
+    # Constants are `constexpr`, since Triton rounds other floating point arguments to float32. Where a tile begins is
+    # counted in int64, since an index of int32 would overflow; inside a tile int32 is enough.
 
     @triton.jit
     @no_type_check
     def _normalise(x, mask, eps: tl.constexpr, width: tl.constexpr):
-        """A row without its mean, times the scale that makes its variance 1; mean and scale."""
-        mean = tl.sum(x, 0) / width
+        """Rows without their means, times the scales that make their variances 1; means and scales, `[tile, 1]`."""
+        mean = tl.sum(x, 1)[:, None] / width
         centred = tl.where(mask, x - mean, 0.0)
-        scale = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+        scale = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / width + eps)
         return centred * scale, mean, scale
 
     @triton.jit
@@ -60,7 +69,8 @@ if HAS_TRITON:
         step_size,  # elements of a time step, N * D
         steps: tl.constexpr,
         width: tl.constexpr,
-        block: tl.constexpr,
+        tile: tl.constexpr,  # rows of a program
+        block: tl.constexpr,  # columns, to the next power of two
         dtype: tl.constexpr,
         eps: tl.constexpr,
         inverse_tau: tl.constexpr,
@@ -68,27 +78,28 @@ if HAS_TRITON:
         rest: tl.constexpr,
         is_soft: tl.constexpr,
     ):
-        row = tl.cast(tl.program_id(0), tl.int64)
-        columns = tl.arange(0, block)
-        mask = columns < (step_size - row * width if weight_ptr is None else width)
-        x_row = x_ptr + row * stride_n
-        spikes_row = spikes_ptr + row * width
+        rows = tl.arange(0, tile)[:, None]
+        columns = tl.arange(0, block)[None, :]
+        first = tl.cast(tl.program_id(0), tl.int64) * tile
+        mask = (columns < width) & (rows * width + columns < step_size - first * width)
+        x_tile = x_ptr + first * stride_n
+        spikes_tile = spikes_ptr + first * width
         if weight_ptr is not None:
-            weight = tl.load(weight_ptr + columns, mask, other=0.0).to(dtype)
-            bias = tl.load(bias_ptr + columns, mask, other=0.0).to(dtype)
+            weight = tl.load(weight_ptr + columns, columns < width, other=0.0).to(dtype)
+            bias = tl.load(bias_ptr + columns, columns < width, other=0.0).to(dtype)
 
-        v = tl.full([block], rest, dtype)
+        v = tl.full([tile, block], rest, dtype)
         for _t in tl.static_range(steps):
-            x = tl.load(x_row + columns, mask, other=0.0).to(dtype)
+            x = tl.load(x_tile + (rows * stride_n + columns), mask, other=0.0).to(dtype)
             if weight_ptr is not None:
                 normalised, _mean, _scale = _normalise(x, mask, eps, width)
                 x = normalised * weight + bias
             h, v = _step(x, v, inverse_tau, v_threshold, rest, is_soft)
-            tl.store(spikes_row + columns, (h >= v_threshold).to(tl.float32), mask)
-            x_row += stride_t
-            spikes_row += step_size
+            tl.store(spikes_tile + (rows * width + columns), (h >= v_threshold).to(tl.float32), mask)
+            x_tile += stride_t
+            spikes_tile += step_size
 
-    @triton.jit(do_not_specialize=["rows"])  # it changes from batch to batch
+    @triton.jit(do_not_specialize=["tiles"])  # it changes from batch to batch
     @no_type_check
     def _backward_kernel(
         x_ptr,
@@ -98,13 +109,14 @@ if HAS_TRITON:
         grad_x_ptr,
         grad_weight_ptr,  # [programs, D]
         grad_bias_ptr,
-        rows,
+        tiles,
         stride_t,  # of x
         stride_n,
         step_size,  # elements of a time step, N * D
         steps: tl.constexpr,
         width: tl.constexpr,
-        block: tl.constexpr,
+        tile: tl.constexpr,  # rows that a program takes at once
+        block: tl.constexpr,  # columns, to the next power of two
         dtype: tl.constexpr,
         eps: tl.constexpr,
         inverse_tau: tl.constexpr,
@@ -114,24 +126,25 @@ if HAS_TRITON:
         peak: tl.constexpr,  # the surrogate's derivative at distance d is peak / (1 + (slope * d) ** 2)
         slope: tl.constexpr,
     ):
-        columns = tl.arange(0, block)
+        rows = tl.arange(0, tile)[:, None]
+        columns = tl.arange(0, block)[None, :]
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + columns, columns < width, other=0.0).to(dtype)
             bias = tl.load(bias_ptr + columns, columns < width, other=0.0).to(dtype)
-            grad_weight = tl.full([block], 0.0, dtype)
-            grad_bias = tl.full([block], 0.0, dtype)
+            grad_weight = tl.full([tile, block], 0.0, dtype)
+            grad_bias = tl.full([tile, block], 0.0, dtype)
 
-        for index in range(tl.program_id(0), rows, tl.num_programs(0)):
-            row = tl.cast(index, tl.int64)
-            mask = columns < (step_size - row * width if weight_ptr is None else width)
-            x_row = x_ptr + row * stride_n
-            place = row * width
+        for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            first = tl.cast(index, tl.int64) * tile
+            mask = (columns < width) & (rows * width + columns < step_size - first * width)
+            x_tile = x_ptr + first * stride_n
+            place = first * width
 
             # once more forward, for the membrane; what a time step leaves is kept in registers
             means, scales, charged = (), (), ()
-            v = tl.full([block], rest, dtype)
+            v = tl.full([tile, block], rest, dtype)
             for _t in tl.static_range(steps):
-                x = tl.load(x_row + columns, mask, other=0.0).to(dtype)
+                x = tl.load(x_tile + (rows * stride_n + columns), mask, other=0.0).to(dtype)
                 if weight_ptr is not None:
                     normalised, mean, scale = _normalise(x, mask, eps, width)
                     means += (mean,)
@@ -139,34 +152,141 @@ if HAS_TRITON:
                     x = normalised * weight + bias
                 h, v = _step(x, v, inverse_tau, v_threshold, rest, is_soft)
                 charged += (h,)
-                x_row += stride_t
+                x_tile += stride_t
                 place += step_size
 
-            grad_v = tl.full([block], 0.0, dtype)
+            grad_v = tl.full([tile, block], 0.0, dtype)
             for t in tl.static_range(steps - 1, -1, -1):
-                x_row -= stride_t
+                x_tile -= stride_t
                 place -= step_size
                 distance = charged[t] - v_threshold
                 if not is_soft:  # a hard reset cuts the path through time
                     grad_v = tl.where(distance < 0, grad_v, 0.0)
-                grad_spikes = tl.load(grad_spikes_ptr + place + columns, mask, other=0.0).to(dtype)
+                offsets = rows * width + columns
+                grad_spikes = tl.load(grad_spikes_ptr + place + offsets, mask, other=0.0).to(dtype)
                 steepness = slope * distance
                 grad_h = grad_v + grad_spikes * (peak / (1.0 + steepness * steepness))
                 grad = grad_h * inverse_tau
                 grad_v = grad_h - grad
                 if weight_ptr is not None:
-                    normalised = (tl.load(x_row + columns, mask, other=0.0).to(dtype) - means[t]) * scales[t]
+                    if t != steps - 1:  # that of the last step is still there
+                        x = tl.load(x_tile + (rows * stride_n + columns), mask, other=0.0).to(dtype)
+                        normalised = (x - means[t]) * scales[t]
                     grad_weight += grad * normalised
                     grad_bias += grad
                     grad *= weight
-                    along = tl.sum(grad * normalised, 0) / width
-                    grad = scales[t] * (grad - tl.sum(grad, 0) / width - normalised * along)
-                tl.store(grad_x_ptr + place + columns, grad, mask)
+                    along = tl.sum(grad * normalised, 1)[:, None] / width
+                    grad = scales[t] * (grad - tl.sum(grad, 1)[:, None] / width - normalised * along)
+                tl.store(grad_x_ptr + place + offsets, grad, mask)
 
         if weight_ptr is not None:
             place = tl.cast(tl.program_id(0), tl.int64) * width
-            tl.store(grad_weight_ptr + place + columns, grad_weight, columns < width)
-            tl.store(grad_bias_ptr + place + columns, grad_bias, columns < width)
+            columns = tl.arange(0, block)
+            tl.store(grad_weight_ptr + place + columns, tl.sum(grad_weight, 0), columns < width)
+            tl.store(grad_bias_ptr + place + columns, tl.sum(grad_bias, 0), columns < width)
+
+    @triton.jit
+    @no_type_check
+    def _load(ptr, rows, there, width, size: tl.constexpr, block: tl.constexpr):
+        """Rows of a head, `[rows, block]`, with zeros for those that are not there."""
+        columns = tl.arange(0, block)[None, :]
+        return tl.load(ptr + rows[:, None] * width + columns, there[:, None] & (columns < size), other=0.0)
+
+    @triton.jit
+    @no_type_check
+    def _store(ptr, x, rows, length, width, size: tl.constexpr, block: tl.constexpr):
+        columns = tl.arange(0, block)[None, :]
+        tl.store(ptr + rows[:, None] * width + columns, x, (rows < length)[:, None] & (columns < size))
+
+    @triton.jit
+    @no_type_check
+    def _rows(mask_ptr, start, length, tokens: tl.constexpr):
+        """Places of tokens in their sentence, and which of them are no padding."""
+        rows = start + tl.arange(0, tokens)
+        there = rows < length
+        if mask_ptr is not None:
+            there = there & (tl.load(mask_ptr + rows, there, other=0) != 0)
+        return rows, there
+
+    # Programs: (a piece of a sentence's tokens, sentence and time step, head).
+    ATTENTION_ARGUMENTS = ["length", "batch"]  # they change from batch to batch
+
+    @triton.jit(do_not_specialize=ATTENTION_ARGUMENTS)
+    @no_type_check
+    def _attention_kernel(
+        query_ptr,
+        key_ptr,
+        value_ptr,
+        out_ptr,
+        mask_ptr,  # [B, L], or None
+        length,
+        batch,
+        size: tl.constexpr,  # of a head
+        block: tl.constexpr,  # to the next power of two
+        tokens: tl.constexpr,  # of a piece
+        precision: tl.constexpr,
+    ):
+        width = tl.num_programs(2) * size
+        place = tl.cast(tl.program_id(1), tl.int64) * length * width + tl.program_id(2) * size
+        if mask_ptr is not None:
+            mask_ptr += tl.program_id(1) % batch * length
+        rows, there = _rows(mask_ptr, tl.program_id(0) * tokens, length, tokens)
+        query = _load(query_ptr + place, rows, there, width, size, block)
+        out = tl.full([tokens, block], 0.0, tl.float32)
+        for start in range(0, length, tokens):
+            others, there = _rows(mask_ptr, start, length, tokens)
+            key = _load(key_ptr + place, others, there, width, size, block)
+            value = _load(value_ptr + place, others, there, width, size, block)
+            counts = tl.dot(query, tl.trans(key), input_precision=precision)
+            out += tl.dot(counts.to(value.dtype), value, input_precision=precision)
+        _store(out_ptr + place, out, rows, length, width, size, block)
+
+    @triton.jit(do_not_specialize=ATTENTION_ARGUMENTS)
+    @no_type_check
+    def _attention_backward_kernel(
+        query_ptr,
+        key_ptr,
+        value_ptr,
+        grad_ptr,
+        grad_query_ptr,
+        grad_key_ptr,
+        grad_value_ptr,
+        mask_ptr,  # [B, L], or None
+        length,
+        batch,
+        size: tl.constexpr,  # of a head
+        block: tl.constexpr,  # to the next power of two
+        tokens: tl.constexpr,  # of a piece
+        precision: tl.constexpr,
+    ):
+        width = tl.num_programs(2) * size
+        place = tl.cast(tl.program_id(1), tl.int64) * length * width + tl.program_id(2) * size
+        if mask_ptr is not None:
+            mask_ptr += tl.program_id(1) % batch * length
+        rows, there = _rows(mask_ptr, tl.program_id(0) * tokens, length, tokens)
+        query = _load(query_ptr + place, rows, there, width, size, block)
+        key = _load(key_ptr + place, rows, there, width, size, block)
+        value = _load(value_ptr + place, rows, there, width, size, block)
+        grad = _load(grad_ptr + place, rows, there, width, size, block).to(query.dtype)
+        grad_query = tl.full([tokens, block], 0.0, tl.float32)
+        grad_key = tl.full([tokens, block], 0.0, tl.float32)
+        grad_value = tl.full([tokens, block], 0.0, tl.float32)
+        for start in range(0, length, tokens):
+            others, other_there = _rows(mask_ptr, start, length, tokens)
+            other = _load(value_ptr + place, others, other_there, width, size, block)
+            grad_counts = tl.dot(grad, tl.trans(other), input_precision=precision).to(query.dtype)
+            other = _load(key_ptr + place, others, other_there, width, size, block)
+            grad_query += tl.dot(grad_counts, other, input_precision=precision)
+            other = _load(query_ptr + place, others, other_there, width, size, block)
+            counts = tl.dot(key, tl.trans(other), input_precision=precision).to(query.dtype)
+            other_grad = _load(grad_ptr + place, others, other_there, width, size, block).to(query.dtype)
+            grad_counts = tl.dot(value, tl.trans(other_grad), input_precision=precision).to(query.dtype)
+            grad_key += tl.dot(grad_counts, other, input_precision=precision)
+            grad_value += tl.dot(counts, other_grad, input_precision=precision)
+        keep = tl.where(there, 1.0, 0.0)[:, None]  # padding has no gradient
+        _store(grad_query_ptr + place, grad_query * keep, rows, length, width, size, block)
+        _store(grad_key_ptr + place, grad_key * keep, rows, length, width, size, block)
+        _store(grad_value_ptr + place, grad_value * keep, rows, length, width, size, block)
 
 
 def norm_lif_forward(
@@ -192,9 +312,9 @@ def norm_lif_forward(
         spikes, 0 or 1, `[T, ..., D]`.
     """
     spikes = torch.empty(x.shape, dtype=spike_dtype, device=x.device)
-    rows, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset)
+    tiles, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset, FORWARD_TILE)
     with torch.cuda.device_of(x):
-        _forward_kernel[rows,](spikes_ptr=spikes, **shared)
+        _forward_kernel[tiles,](spikes_ptr=spikes, **shared)
     return spikes
 
 
@@ -219,10 +339,10 @@ def norm_lif_backward(
         gradients of x, `[T, ..., D]`, and of weight and bias, `[D]`, or None without LayerNorm.
     """
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset)
-    programs, partial = rows, None
+    tiles, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset, BACKWARD_TILE)
+    programs, partial = tiles, None
     if weight is not None:
-        programs = min(rows, PROGRAMS)
+        programs = min(tiles, PROGRAMS)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         partial = torch.empty(2, programs, *weight.shape, dtype=dtype, device=x.device)
     with torch.cuda.device_of(x):
@@ -231,7 +351,7 @@ def norm_lif_backward(
             grad_x_ptr=grad_x,
             grad_weight_ptr=None if partial is None else partial[0],
             grad_bias_ptr=None if partial is None else partial[1],
-            rows=rows,
+            tiles=tiles,
             peak=alpha / 2,
             slope=math.pi / 2 * alpha,
             **shared,
@@ -250,27 +370,29 @@ def _shared_arguments(
     tau: float,
     v_threshold: float,
     v_reset: float | None,
+    values: int,  # that a program takes at once
 ) -> tuple[int, dict[str, Any]]:
-    """How many rows there are, and the arguments of both kernels."""
+    """How many tiles there are, and the arguments of both kernels."""
     steps, rows, width = len(x), math.prod(x.shape[1:-1]), x.shape[-1]
     step_size = rows * width
     x = x.reshape(steps, rows, width)
     if weight is None:
         x = x.flatten(1)  # [T, N * D]
         rows, width = triton.cdiv(step_size, PIECE), PIECE
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-    stride_n = PIECE if weight is None else x.stride(1)
     block = triton.next_power_of_2(width)
-    return rows, {
+    tile = max(1, values // block)
+    if x.stride(-1) != 1 or x.stride(1) * tile >= 2**31:
+        x = x.contiguous()
+    return triton.cdiv(rows, tile), {
         "x_ptr": x,
         "weight_ptr": None if weight is None else weight.contiguous(),
         "bias_ptr": None if bias is None else bias.contiguous(),
         "stride_t": x.stride(0),
-        "stride_n": stride_n,
+        "stride_n": PIECE if weight is None else x.stride(1),
         "step_size": step_size,
         "steps": steps,
         "width": width,
+        "tile": tile,
         "block": block,
         "dtype": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "eps": eps,
@@ -279,5 +401,55 @@ def _shared_arguments(
         "rest": v_reset or 0.0,
         "is_soft": v_reset is None,
         "enable_fp_fusion": False,  # rounds as torch does
-        "num_warps": min(max(block // 256, 1), 16),
+        "num_warps": min(max(tile * block // (32 * PER_THREAD), 1), 16),
+    }
+
+
+def attention_forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
+    """`(q k^T) v` of spikes, sentence by sentence and head by head.
+
+    Args:
+        query, key, value: `[T, B, L, D]`, 0 or 1, floating point but not float64.
+        mask: `[B, L]`, 0 for padding, which takes no part; None if there is none.
+        num_heads: `H`.
+
+    Returns:
+        `[T, B, L, D]`, whole numbers in float32.
+    """
+    query, key, value = (x.contiguous() for x in (query, key, value))
+    out = torch.empty_like(query, dtype=torch.float32)
+    grid, options = _attention_arguments(query, mask, num_heads)
+    with torch.cuda.device_of(query):
+        _attention_kernel[grid](query, key, value, out, **options)
+    return out
+
+
+def attention_backward(
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, mask: Tensor | None, num_heads: int
+) -> list[Tensor]:
+    """Gradients of `attention_forward` for query, key and value, in their type."""
+    query, key, value, grad = (x.contiguous() for x in (query, key, value, grad))
+    grads = [torch.empty_like(query) for _ in range(3)]
+    grid, options = _attention_arguments(query, mask, num_heads)
+    with torch.cuda.device_of(query):
+        _attention_backward_kernel[grid](query, key, value, grad, *grads, **options)
+    return grads
+
+
+def _attention_arguments(
+    query: Tensor, mask: Tensor | None, num_heads: int
+) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """The grid, and the arguments of both kernels."""
+    steps, batch, length, width = query.shape
+    size = width // num_heads
+    tokens = min(64, max(16, triton.next_power_of_2(length)))
+    return (triton.cdiv(length, tokens), steps * batch, num_heads), {
+        "mask_ptr": None if mask is None else mask.contiguous(),
+        "length": length,
+        "batch": batch,
+        "size": size,
+        "block": max(16, triton.next_power_of_2(size)),
+        "tokens": tokens,
+        "precision": "ieee",  # gradients in float32 need all of its bits
+        "enable_fp_fusion": True,
     }

@@ -24,7 +24,7 @@ FLAT = {
     "norm_lif_spikebert": {"native_spikebert", "triton_spikebert"},
     "int8_spikebert": {"native_spikebert"},
     "spike_linear_spikebert": {"int8_spikebert", "native_spikebert"},
-    "spike_attention_spikebert": {"native_spikebert"},
+    "spike_attention_spikebert": {"native_spikebert", "triton_spikebert"},
     "configuration_spikebert": set(),
     "checks_spikebert": {"configuration_spikebert"},
     "loading_spikebert": set(),

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers.dynamic_module_utils import get_imports
 
-from modeling_spikebert import norm_lif_spikebert, triton_spikebert
+from modeling_spikebert import norm_lif_spikebert, spike_attention_spikebert, triton_spikebert
 from modeling_spikebert.norm_lif_spikebert import LIF, ATan, norm_lif, norm_lif_naive
+from modeling_spikebert.spike_attention_spikebert import Tokens, spike_attention, spike_attention_naive
 
 PATH = Path(triton_spikebert.__file__)
 TOLERANCE = {
@@ -252,6 +253,70 @@ def test_gradients_of_two_steps_by_hand(kernels):
         assert grad.flatten().tolist() == pytest.approx([derivative * through_time / 2, derivative / 2], rel=1e-12)
 
 
+# The attention products
+
+
+def random_spikes(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Query, key and value, and a gradient of their product."""
+    generator = torch.Generator().manual_seed(0)
+    spikes = [(torch.rand(shape, generator=generator) < rate).to(dtype) for rate in (0.4, 0.3, 0.5)]
+    return [*spikes, torch.randn(shape, generator=generator)]
+
+
+@pytest.mark.parametrize("mask", ["no-mask", "padded", "padded-left"])
+@pytest.mark.parametrize(
+    ("shape", "heads"),
+    # One piece and several, heads of a power of two and others, one token.
+    [((2, 3, 5, 16), 2), ((1, 2, 70, 32), 1), ((2, 2, 17, 72), 3), ((3, 1, 1, 8), 1)],
+    ids=str,
+)
+def test_attention_equals_the_oracle(kernels, shape, heads, mask):
+    _, batch, length, _ = shape
+    tokens = Tokens(batch, length)
+    if mask != "no-mask":
+        ones = torch.ones(batch, length, dtype=torch.long)
+        ones[0, (length + 1) // 2 :] = 0
+        tokens = Tokens(batch, length, ones.flip(1) if mask == "padded-left" and length > 1 else ones)
+    *spikes, grad = random_spikes(shape, torch.float32)
+    leaves = [x.clone().requires_grad_() for x in spikes]
+    expected = spike_attention_naive(*(x.flatten(1, 2) for x in leaves), tokens, heads).view(shape)
+    expected_grads = torch.autograd.grad(expected, leaves, grad)
+
+    assert torch.equal(kernels.attention_forward(*spikes, tokens.mask, heads), expected)  # whole numbers
+    grads = kernels.attention_backward(*spikes, grad, tokens.mask, heads)
+    for result, want in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(result, want, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_in_half_precision_is_exact_forward_and_rounds_gradients(kernels):
+    """All channels of a head fire in all tokens: counts up to 64, sums up to 8,320, more than float16 has exactly."""
+    shape = (1, 1, 130, 64)
+    spikes, grad = [torch.ones(shape, dtype=torch.float16) for _ in range(3)], torch.ones(shape) / 64
+    assert kernels.attention_forward(*spikes, None, 1).eq(130 * 64).all()
+    for result, want in zip(
+        kernels.attention_backward(*spikes, grad, None, 1), (130, 130, 130), strict=True
+    ):  # sums over tokens of grad . v, grad . v and counts * grad
+        assert result.dtype == torch.float16
+        torch.testing.assert_close(result, torch.full(shape, float(want), dtype=torch.float16), rtol=1e-3, atol=0)
+
+
+def test_the_operator_hands_spikes_to_the_attention_kernels(kernels, monkeypatch):
+    for name in ("attention_forward", "attention_backward"):
+        monkeypatch.setattr(spike_attention_spikebert, name, getattr(kernels, name))
+    monkeypatch.setattr(spike_attention_spikebert, "_form_for", lambda *args: "triton")
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    tokens = Tokens(2, 4, mask)
+    *spikes, _ = random_spikes((3, 8, 16), torch.float32)
+    results = []
+    for form in (spike_attention, spike_attention_naive):
+        leaves = [x.clone().requires_grad_() for x in spikes]
+        context = form(*leaves, tokens, 2)
+        results.append([context, *torch.autograd.grad(context.square().sum(), leaves)])
+    torch.testing.assert_close(*results)
+    with torch.no_grad():
+        assert torch.equal(spike_attention(*spikes, tokens, 2), results[1][0])
+
+
 # Large tensors
 
 
@@ -324,15 +389,21 @@ def test_kernels_compile_for_a_gpu(target, shape, dtype, spike_dtype, v_reset, h
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(driver, "_active", Device(compiler.GPUTarget(*target)))
     module = load_copy()
-    module._forward_kernel = OnlyCompiles(module._forward_kernel)
-    module._backward_kernel = OnlyCompiles(module._backward_kernel)
+    for name in ("_forward_kernel", "_backward_kernel", "_attention_kernel", "_attention_backward_kernel"):
+        setattr(module, name, OnlyCompiles(getattr(module, name)))
 
     x = torch.empty(shape, dtype=dtype, device="meta")
     weight = torch.empty(shape[-1], device="meta") if has_norm else None
     constants = CONSTANTS | {"v_reset": v_reset}
     module.norm_lif_forward(x, weight, weight, **constants, spike_dtype=spike_dtype)
     module.norm_lif_backward(x, weight, weight, x, **constants, alpha=2.0)
-    assert len(list(tmp_path.rglob("*.cubin" if target[0] == "cuda" else "*.hsaco"))) == 2
+    if dtype != torch.float64:
+        spikes = x.unflatten(1, (2, -1))
+        mask = torch.ones(2, spikes.shape[2], dtype=torch.long, device="meta") if has_norm else None
+        module.attention_forward(spikes, spikes, spikes, mask, 1 if shape[-1] == 5 else 12)
+        module.attention_backward(spikes, spikes, spikes, spikes.float(), mask, 1 if shape[-1] == 5 else 12)
+    written = list(tmp_path.rglob("*.cubin" if target[0] == "cuda" else "*.hsaco"))
+    assert len(written) == (2 if dtype == torch.float64 else 4)
 
 
 # Without Triton
