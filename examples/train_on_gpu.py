@@ -5,7 +5,8 @@
         --validation-file data/sst2/validation.parquet --text data/text-en/reviews-*.parquet --output-dir runs/gpu
 
 (`examples/recipes/README.md` says what lies in `data`.) Nothing waits for the CPU: all text lies on the GPU, tokenised,
-in buckets of one length, and the teacher runs beside the student. Schedules count steps.
+in buckets of one length, the teacher runs beside the student, and what a step launches is recorded once for each size
+of batch. Schedules count steps.
 
 What to expect: the defaults are the steps and rates of one run on an H200, of a script whose schedules followed the
 clock. There MPNet (109 M parameters) reached 94.5 % on the 872 sentences of SST-2's validation set in 73 s. Its student
@@ -26,7 +27,8 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -82,6 +84,12 @@ class Arguments:
     num_hidden_layers: int = field(default=6, metadata={"help": "Of the student."})
     hidden_size: int = field(default=384, metadata={"help": "Of the student; its MLP is four times as wide."})
     num_time_steps: int = field(default=1, metadata={"help": "Of the student."})
+    mixed_time_steps: bool = field(
+        default=False, metadata={"help": "Train it for 1, 2, 4, ... up to --num-time-steps, drawn for each batch."}
+    )
+    student: str | None = field(
+        default=None, metadata={"help": "Folder of a student that had stage 1 before, with its sizes and time steps."}
+    )
     teacher_steps: int = field(default=1497, metadata={"help": "Of 128 sentences: three passes over SST-2."})
     teacher_lr: float = 3e-5
     stage1_steps: int = field(default=2028, metadata={"help": "The plain teacher's hidden states, on --text."})
@@ -138,8 +146,11 @@ def main(args: Arguments) -> None:
         ("stage 1", plain, general, args.stage1_steps, args.stage1_lr),
         ("stage 2", in_half(teacher), mixed, args.stage2_steps, args.stage2_lr),
     ):
-        losses_of = distillation_losses(student, projections, model, with_logits=stage == "stage 2")
-        losses[stage] = run(stage, [student, projections], losses_of, data.forever(), steps, lr)
+        if stage == "stage 1" and args.student is not None:
+            continue
+        losses_of = distillation_losses(student, projections, model, stage == "stage 2", args.mixed_time_steps)
+        drawn = time_steps_of(student, args.mixed_time_steps)
+        losses[stage] = run(stage, [student, projections], losses_of, data.forever(), steps, lr, time_steps=drawn)
 
     # What it is worth, in float32
     outputs = outputs_of(student, validation, output_firing_rates=True)
@@ -256,14 +267,24 @@ def in_half(model: PreTrainedModel) -> PreTrainedModel:
 def make_student(
     args: Arguments, teacher: PreTrainedModel, text: Sentences
 ) -> tuple[SpikeBertForSequenceClassification, FeatureProjections]:
-    sizes = {name: getattr(args, name) for name in ("num_hidden_layers", "hidden_size", "num_time_steps")}
-    sizes["intermediate_size"] = 4 * args.hidden_size
-    if args.num_time_steps == 1:  # a membrane that is used once has nothing to forget
-        sizes["tau"] = 1
-    student = SpikeBertForSequenceClassification(SpikeBertConfig(**inherited_fields(teacher, sizes)))
     words, _, _ = embedding_tables(teacher)
-    widths = args.hidden_size, teacher.config.hidden_size, words.embedding_dim
-    projections = FeatureProjections(args.num_hidden_layers, *widths)
+    if args.student is not None:
+        labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
+        student = SpikeBertForSequenceClassification.from_pretrained(
+            args.student, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
+        )
+    else:
+        sizes = {name: getattr(args, name) for name in ("num_hidden_layers", "hidden_size", "num_time_steps")}
+        sizes["intermediate_size"] = 4 * args.hidden_size
+        if args.num_time_steps == 1:  # a membrane that is used once has nothing to forget
+            sizes["tau"] = 1
+        student = SpikeBertForSequenceClassification(SpikeBertConfig(**inherited_fields(teacher, sizes)))
+    config = student.config
+    projections = FeatureProjections(
+        config.num_hidden_layers, config.hidden_size, teacher.config.hidden_size, words.embedding_dim
+    )
+    if args.student is not None:
+        return student.to(DEVICE), projections.to(DEVICE)
     if args.hidden_size < words.embedding_dim:
         start_narrower(student, projections, teacher, text.token_counts(words.num_embeddings))
     else:
@@ -297,16 +318,22 @@ def start_narrower(
         embeddings.token_type_embeddings.weight.copy_(types.weight @ basis)
 
 
+def time_steps_of(student: SpikeBertForSequenceClassification, mixed: bool) -> list[int]:
+    """Among which a batch draws its number of time steps."""
+    most = student.config.num_time_steps
+    return [2**i for i in range(most.bit_length()) if 2**i < most] + [most] if mixed else [most]
+
+
 # Training
 
-LossesOf = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+LossesOf = Callable[[Tensor, Tensor, Tensor, int], dict[str, Tensor]]
 
 
 def autocast() -> AbstractContextManager:
     return torch.autocast(DEVICE.type, HALF, enabled=DEVICE.type == "cuda")
 
 
-def label_losses(model: PreTrainedModel, ids: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def label_losses(model: PreTrainedModel, ids: Tensor, mask: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
     with autocast():
         logits = model(input_ids=ids, attention_mask=mask).logits
     return {"labels": F.cross_entropy(logits.float(), labels)}
@@ -317,26 +344,68 @@ def distillation_losses(
     projections: FeatureProjections,
     teacher: PreTrainedModel,
     with_logits: bool,
+    after_every_step: bool,
 ) -> LossesOf:
     taught = Teacher(teacher, uniform_layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers))
     words = teacher.get_input_embeddings()
     variance = words.weight.float().var()
 
-    def losses_of(ids: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def losses_of(ids: Tensor, mask: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
         inputs = {"input_ids": ids, "attention_mask": mask}
         targets = taught(inputs)
         with autocast():
-            outputs = student(**inputs, output_hidden_states=True)
+            outputs = student.spikebert(**inputs, output_hidden_states=True, num_time_steps=steps)
             embeddings, *states = projections(outputs.hidden_states[1:], student.get_input_embeddings()(ids))
             losses = {
                 "hidden_states": hidden_state_loss(states, targets.states, mask).mean(),
                 "embeddings": embedding_loss(embeddings, words(ids).float(), mask, variance).mean(),
             }
             if with_logits:
-                losses["logits"] = logit_loss(outputs.logits.float(), targets.logits.float(), 1.0, None).mean()
+                scores = student.scores(outputs, mask).float()[0 if after_every_step else -1 :]  # [T, B, C]
+                wanted = targets.logits.float()
+                losses["logits"] = torch.stack([logit_loss(x, wanted, 1.0, None).mean() for x in scores]).mean()
         return losses
 
     return losses_of
+
+
+class Gradients:
+    """Computes the losses of a batch and adds to the gradients.
+
+    Python takes longer to launch a step than a GPU to compute it, so that from the third batch of a size on its
+    launches are recorded as a CUDA graph and replayed. Gradients stay where they are for that: set them to zero.
+    """
+
+    def __init__(self, losses_of: LossesOf, parameters: list[nn.Parameter]):
+        self.losses_of = losses_of
+        self.recordings: dict[Any, Any] = {}
+        self.seen: Counter[Any] = Counter()
+        self.pool: Any = None
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    def __call__(self, batch: Batch, steps: int) -> dict[str, Tensor]:
+        size = (*batch[0].shape, steps)
+        self.seen[size] += 1
+        if DEVICE.type != "cuda" or self.seen[size] < 3:
+            return self.compute(batch, steps)
+        if size not in self.recordings:
+            own = [tensor.clone() for tensor in batch]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                losses = self.compute(own, steps)
+            self.pool = graph.pool()
+            self.recordings[size] = graph, own, losses
+        graph, own, losses = self.recordings[size]
+        for tensor, new in zip(own, batch, strict=True):
+            tensor.copy_(new)
+        graph.replay()
+        return {name: value.clone() for name, value in losses.items()}
+
+    def compute(self, batch: Any, steps: int) -> dict[str, Tensor]:
+        losses = self.losses_of(*batch, steps)
+        torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum().backward()
+        return {name: value.detach() for name, value in losses.items()}
 
 
 def fit(
@@ -347,6 +416,7 @@ def fit(
     steps: int,
     lr: float,
     logging_steps: int,
+    time_steps: Sequence[int] = (1,),
 ) -> list[dict[str, float]]:
     """AdamW with warm-up and linear decay. Returns the losses, each a mean over `logging_steps`."""
     parameters = [parameter for module in modules for parameter in module.train().parameters()]
@@ -356,15 +426,15 @@ def fit(
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=DEVICE.type == "cuda")
     schedule = get_linear_schedule_with_warmup(optimizer, round(0.06 * steps), steps)
+    gradients = Gradients(losses_of, parameters)
     log, recent, start = [], [], time.perf_counter()
     for step in range(1, steps + 1):
-        losses = losses_of(*next(batches))
-        torch.stack([WEIGHTS[loss] * value for loss, value in losses.items()]).sum().backward()
+        losses = gradients(next(batches), random.choice(time_steps))
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        optimizer.zero_grad()
-        recent.append(torch.stack([value.detach() for value in losses.values()]))
+        optimizer.zero_grad(set_to_none=False)
+        recent.append(torch.stack(list(losses.values())))
         if step % logging_steps == 0 or step == steps:  # only here does the CPU wait for the GPU
             means = dict(zip(losses, torch.stack(recent).mean(0).tolist(), strict=True))
             recent = []

@@ -555,7 +555,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         steps = self.config.num_time_steps if num_time_steps is None else num_time_steps
         if self.config.exit_threshold is None or self.training or any(asked.values()):
             outputs = self.spikebert(**inputs, **asked, num_time_steps=steps, return_dict=True)
-            logits, exit_steps = self.scores(outputs, attention_mask), None
+            logits, exit_steps = self.scores(outputs, attention_mask)[-1], None
         else:
             outputs = SpikeBertModelOutput()
             logits, exit_steps = self.exit_early(inputs, steps, self.config.exit_threshold)
@@ -578,11 +578,12 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         )
 
     def scores(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
-        """Class scores `[B, C]`, mean over time steps."""
+        """Class scores after each time step, `[T, B, C]`: means over the steps so far."""
         # Published: LayerNorm, mean over tokens, Linear, mean over time steps. The Linear commutes with the mean.
-        features = self.norm(outputs.hidden_states_per_step).mean(0)  # [T, B, L, D] -> [B, L, D]
-        pooled = masked_mean(features, None if self.config.variant == "published" else attention_mask)  # [B, D]
-        return self.classifier(self.dropout(pooled))
+        features = self.norm(outputs.hidden_states_per_step)  # [T, B, L, D]
+        pooled = masked_mean(features, None if self.config.variant == "published" else attention_mask)  # [T, B, D]
+        steps = torch.arange(1, len(pooled) + 1, device=pooled.device)
+        return self.classifier(self.dropout(pooled.cumsum(0) / steps[:, None, None]))
 
     def exit_early(
         self, inputs: dict[str, Tensor | None], num_time_steps: int, exit_threshold: float
@@ -602,7 +603,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         while True:
             part = {name: of_sentences(tensor, unsure, len(some)) for name, tensor in inputs.items()}
             outputs = self.spikebert(**part, num_time_steps=steps, return_dict=True)
-            scores = self.scores(outputs, part["attention_mask"])
+            scores = self.scores(outputs, part["attention_mask"])[-1]
             chosen = scores if chosen is None else chosen.index_copy(0, unsure, scores)
             if steps == num_time_steps:
                 return chosen, exit_steps
@@ -627,11 +628,11 @@ def confidence(scores: Tensor, problem_type: str | None) -> Tensor:
 
 
 def masked_mean(x: Tensor, token_mask: Tensor | None) -> Tensor:
-    """Mean of `[B, L, D]` over real tokens: `[B, D]`."""
+    """Mean of `[..., B, L, D]` over real tokens: `[..., B, D]`."""
     if token_mask is None:
-        return x.mean(1)
+        return x.mean(-2)
     token_mask = token_mask.to(x.dtype)
-    return (x * token_mask.unsqueeze(-1)).sum(1) / token_mask.sum(1, keepdim=True)
+    return (x * token_mask.unsqueeze(-1)).sum(-2) / token_mask.sum(1, keepdim=True)
 
 
 # So that `save_pretrained` and `push_to_hub` put these code files beside the weights.
