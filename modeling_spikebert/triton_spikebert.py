@@ -33,9 +33,9 @@ PIECE = 1024
 # should be few, but enough for all processors of a large GPU.
 PROGRAMS = 1024
 # Values that a program takes at once, and a thread of it: many, so that weights are read once for several rows and many
-# reads are under way; few, so that what the backward pass keeps of a time step stays in registers.
-FORWARD_TILE, BACKWARD_TILE = 4096, 2048
-PER_THREAD = 16
+# reads are under way; few, so that what the backward pass keeps of a time step stays in registers. The best of a search.
+FORWARD_TILE, FORWARD_PER_THREAD = 4096, 32
+BACKWARD_TILE, BACKWARD_PER_THREAD = 1024, 16
 
 if HAS_TRITON:
     # Constants are `constexpr`, since Triton rounds other floating point arguments to float32. Where a tile begins is
@@ -312,7 +312,7 @@ def norm_lif_forward(
         spikes, 0 or 1, `[T, ..., D]`.
     """
     spikes = torch.empty(x.shape, dtype=spike_dtype, device=x.device)
-    tiles, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset, FORWARD_TILE)
+    tiles, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset, FORWARD_TILE, FORWARD_PER_THREAD)
     with torch.cuda.device_of(x):
         _forward_kernel[tiles,](spikes_ptr=spikes, **shared)
     return spikes
@@ -339,7 +339,9 @@ def norm_lif_backward(
         gradients of x, `[T, ..., D]`, and of weight and bias, `[D]`, or None without LayerNorm.
     """
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tiles, shared = _shared_arguments(x, weight, bias, eps, tau, v_threshold, v_reset, BACKWARD_TILE)
+    tiles, shared = _shared_arguments(
+        x, weight, bias, eps, tau, v_threshold, v_reset, BACKWARD_TILE, BACKWARD_PER_THREAD
+    )
     programs, partial = tiles, None
     if weight is not None:
         programs = min(tiles, PROGRAMS)
@@ -371,6 +373,7 @@ def _shared_arguments(
     v_threshold: float,
     v_reset: float | None,
     values: int,  # that a program takes at once
+    per_thread: int,
 ) -> tuple[int, dict[str, Any]]:
     """How many tiles there are, and the arguments of both kernels."""
     steps, rows, width = len(x), math.prod(x.shape[1:-1]), x.shape[-1]
@@ -401,7 +404,7 @@ def _shared_arguments(
         "rest": v_reset or 0.0,
         "is_soft": v_reset is None,
         "enable_fp_fusion": False,  # rounds as torch does
-        "num_warps": min(max(tile * block // (32 * PER_THREAD), 1), 16),
+        "num_warps": min(max(tile * block // (32 * per_thread), 1), 16),
     }
 
 
