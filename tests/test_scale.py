@@ -17,20 +17,17 @@ from tiny_training import LABELS, tiny_teacher, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from modeling_spikebert import DistillationTrainingArguments
+from modeling_spikebert.commands import main as spikebert
 from modeling_spikebert.distillation import PROJECTIONS_NAME
 
-ROOT = Path(__file__).parent.parent
-MODULE = ["-m", "modeling_spikebert", "distill"]
-ON_CPU = [Path(__file__).parent / "fsdp_on_cpu.py", "distill"]
-CONFIGS = ROOT / "examples" / "accelerate"
+CONFIGS = Path(__file__).parent.parent / "examples" / "accelerate"
+COMMANDS = Path(__file__).with_name("launched_commands.py")
 without_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config-file"]
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 
 
-def launch(
-    command: list[object], folder: Path, output: str, batch_size: int, refused: bool = False, **options: object
-) -> str:
-    """What it prints, or the error: six steps of eight sentences, checkpoints after three and six."""
+def distill(output: str, batch_size: int, **options: object) -> list[str]:
+    """The command: six steps of eight sentences, checkpoints after three and six."""
     common = {
         "stage": "task",
         "teacher": "teacher",
@@ -47,10 +44,16 @@ def launch(
         "report_to": "tensorboard",
         "disable_tqdm": True,
     }
+    return ["distill", *flags(**(common | options))]
+
+
+def launch(folder: Path, config: Path | str, *arguments: object, refused: bool = False) -> str:
+    """What it prints, or the error."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config-file", config, *arguments]
     result = subprocess.run(
-        [*map(str, command), *flags(**(common | options))],
+        list(map(str, command)),
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TENSORBOARD_LOGGING_DIR": f"{output}/events"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -59,9 +62,13 @@ def launch(
     return result.stderr if refused else result.stdout
 
 
+def events(output: str) -> str:
+    return f"TENSORBOARD_LOGGING_DIR={output}/events"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A teacher, text, and `one`, trained by one process."""
+    """A teacher, text, and `one`, trained by one process: this one."""
     folder = tmp_path_factory.mktemp("scale")
     tiny_tokenizer().save_pretrained(folder / "teacher")
     tiny_teacher().save_pretrained(folder / "teacher")
@@ -72,8 +79,38 @@ def folder(tmp_path_factory) -> Path:
             for i in range(count)
         ]
         (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
-    launch([sys.executable, *MODULE], folder, "one", batch_size=8, use_cpu=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv(*events("one").split("="))
+        spikebert(distill("one", 8, use_cpu=True))
     return folder
+
+
+@pytest.fixture(scope="module")
+def two_printed(folder) -> str:
+    """What two processes print that train `two`, then go on from the checkpoint of one process."""
+    runs = [  # by the configuration file alone: no --use-cpu
+        *(events("two"), *distill("two", 4)),
+        "then",
+        *(events("resumed"), *distill("resumed", 4, resume_from_checkpoint="one/checkpoint-3")),
+    ]
+    return launch(folder, CONFIGS / "two_cpu_processes.yaml", COMMANDS, *runs)
+
+
+@pytest.fixture(scope="module")
+def fsdp(folder) -> dict[str, object]:
+    """The configuration file; with it, two processes train in its precision, then in float32, which is resumed."""
+    config = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
+    (folder / "fsdp.yaml").write_text(yaml.safe_dump(config | {"num_processes": 2, "use_cpu": True}))
+    runs = [
+        *(events("bf16"), *distill("bf16", 4, max_steps=3, use_cpu=True)),
+        "then",
+        *("ACCELERATE_MIXED_PRECISION=no", events("fsdp"), *distill("fsdp", 4, use_cpu=True)),
+        "then",
+        *distill("fsdp_resumed", 4, use_cpu=True, resume_from_checkpoint="fsdp/checkpoint-3"),
+    ]
+    launch(folder, "fsdp.yaml", COMMANDS, *runs)
+    return config
 
 
 def assert_same_training(folder: Path, output: str) -> None:
@@ -94,15 +131,13 @@ def assert_same_training(folder: Path, output: str) -> None:
             assert (two[name] - weight).abs().max() < 1e-5, name
 
 
-def test_two_processes_train_as_one_and_write_once(folder):
-    config = CONFIGS / "two_cpu_processes.yaml"
-    printed = launch([*LAUNCH, config, *MODULE], folder, "two", batch_size=4)  # the file alone: no --use-cpu
+def test_two_processes_train_as_one_and_write_once(folder, two_printed):
     assert json.loads((folder / "two" / "run.json").read_text())["processes"] == 2
     assert_same_training(folder, "two")
-    assert printed.count("Layer map") == 1
-    assert printed.count(" sentences/s ") == 6
-    assert "6 steps of 8 sentences on 2 x cpu" in printed
-    assert printed.count("Theoretical energy") == 1
+    assert two_printed.count("Layer map") == 2  # once in each of the two runs
+    assert two_printed.count(" sentences/s ") == 6 + 3
+    assert two_printed.count("6 steps of 8 sentences on 2 x cpu") == 1  # the other goes on
+    assert two_printed.count("Theoretical energy") == 2
     assert len(list((folder / "two" / "events").rglob("events.out.*"))) == len(
         list((folder / "one" / "events").rglob("events.out.*"))
     )
@@ -115,18 +150,11 @@ def test_two_processes_train_as_one_and_write_once(folder):
     assert files[0] - files[1] == {Path(f"checkpoint-{step}/rng_state.pth") for step in (3, 6)}
 
 
-def test_two_processes_resume_to_the_same_weights(folder):
-    config = CONFIGS / "two_cpu_processes.yaml"
-    launch([*LAUNCH, config, *MODULE], folder, "resumed", 4, resume_from_checkpoint="one/checkpoint-3")
+def test_two_processes_resume_to_the_same_weights(folder, two_printed):
     assert_same_training(folder, "resumed")
 
 
-def test_fsdp_on_two_processes_trains_as_one_and_resumes(folder):
-    config = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
-    config |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}
-    (folder / "fsdp.yaml").write_text(yaml.safe_dump(config))
-    command = [*LAUNCH, "fsdp.yaml", *ON_CPU]
-    launch(command, folder, "fsdp", batch_size=4, use_cpu=True)
+def test_fsdp_on_two_processes_trains_as_one_and_resumes(folder, fsdp):
     assert_same_training(folder, "fsdp")
     checkpoint = folder / "fsdp" / "checkpoint-3"
     assert (checkpoint / "pytorch_model_fsdp.bin").is_file()  # it was FSDP
@@ -134,16 +162,11 @@ def test_fsdp_on_two_processes_trains_as_one_and_resumes(folder):
     student = AutoModelForSequenceClassification.from_pretrained(folder / "fsdp")
     assert type(student).__name__ == "SpikeBertForSequenceClassification"
     assert json.loads((checkpoint / "config.json").read_text())["auto_map"] == student.config.auto_map
-    launch(command, folder, "fsdp_resumed", 4, use_cpu=True, resume_from_checkpoint=checkpoint)
     assert_same_training(folder, "fsdp_resumed")
 
 
-def test_fsdp_in_the_precision_of_its_file(folder):
-    config = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
-    assert config["mixed_precision"] == "bf16"
-    (folder / "bf16.yaml").write_text(yaml.safe_dump(config | {"num_processes": 2, "use_cpu": True}))
-    command = [*LAUNCH, "bf16.yaml", *ON_CPU]
-    launch(command, folder, "bf16", batch_size=4, max_steps=3, use_cpu=True)
+def test_fsdp_in_the_precision_of_its_file(folder, fsdp):
+    assert fsdp["mixed_precision"] == "bf16"
     states = [
         json.loads((folder / name / "checkpoint-3" / "trainer_state.json").read_text()) for name in ("one", "bf16")
     ]
@@ -154,7 +177,8 @@ def test_fsdp_in_the_precision_of_its_file(folder):
 
 @without_gpu
 def test_more_processes_than_gpus_are_refused(folder):
-    error = launch([*LAUNCH, CONFIGS / "ddp.yaml", "--num-processes", 2, *MODULE], folder, "ddp", 4, refused=True)
+    command = ["--num-processes", 2, "-m", "modeling_spikebert", *distill("ddp", 4)]  # as it is documented
+    error = launch(folder, CONFIGS / "ddp.yaml", *command, refused=True)
     line = "spikebert distill: 2 processes were started on a machine with 0 GPUs: lower --num-processes"
     assert line in error
     assert 'distill.py", line' not in error  # no traceback of the command
