@@ -68,3 +68,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW:
             item.add_marker("slow")
+    # A process takes whole files, so short ones go last: then no process is left with a long one.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
