@@ -1,7 +1,7 @@
 """The commands and the code of the documentation, read from its pages and run as they stand.
 
 A page's blocks run in order in a folder of its own, which holds what a user brings (files, models of the Hub: tiny).
-Commands get options behind their own that make them short. The first command of each kind is a process, as in a
+Commands get options behind their own that make them short. The plain `spikebert quickstart` is a process, as in a
 terminal; the others run in this one, which has its imports behind it.
 """
 
@@ -58,7 +58,6 @@ SHORT = {
     "spikebert distill": "--max-steps 2 --per-device-train-batch-size 4 --use-cpu --disable-tqdm 1",
     "hf upload": "",
 }
-FIRST_IN_A_PROCESS = {"spikebert quickstart", "spikebert distill"}
 # Files that a page's last readers find.
 LEFT_BEHIND = {
     "README.md": ["energy.json", "pictures/spike_raster.png", "runs/own/student", "runs/int8", "runs/student"],
@@ -163,9 +162,8 @@ def names_before(page: str) -> dict[str, Any]:
 class Reader:
     """Does what a page says, in the current folder."""
 
-    def __init__(self, page: str, started: set[str], hub: LocalHub):
-        self.names = names_before(page)
-        self.started, self.hub = started, hub
+    def __init__(self, page: str, hub: LocalHub):
+        self.names, self.hub = names_before(page), hub
 
     def read(self, language: str, block: str) -> None:
         if language == "python":
@@ -186,8 +184,7 @@ class Reader:
         program, *arguments = words + shlex.split(SHORT[kind])
         if program == "hf":
             start(sys.executable, "-m", "huggingface_hub.cli.hf", *arguments, env=self.hub.environment(Path("home")))
-        elif kind in FIRST_IN_A_PROCESS - self.started:
-            self.started.add(kind)
+        elif words == ["spikebert", "quickstart"]:
             start(Path(sys.executable).with_name(program), *arguments, env=os.environ)
         else:
             threads = torch.get_num_threads()
@@ -201,16 +198,10 @@ def start(*command: str | Path, env: Mapping[str, str]) -> None:
     assert output.returncode == 0, output.stdout + output.stderr
 
 
-@pytest.fixture(scope="module")
-def started() -> set[str]:
-    """Kinds of commands that had a process of their own."""
-    return set()
-
-
 @pytest.mark.parametrize("page", RUN)
-def test_page_does_what_it_says(page, folder, started):
+def test_page_does_what_it_says(page, folder):
     with LocalHub() as hub:
-        reader = Reader(page, started, hub)
+        reader = Reader(page, hub)
         for language, block in RUN[page]:
             reader.read(language, block)
         assert [name for name in LEFT_BEHIND[page] if not (folder / name).exists()] == []
