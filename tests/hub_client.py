@@ -73,7 +73,7 @@ def pull(args: argparse.Namespace) -> dict:
 
 
 def push(args: argparse.Namespace) -> dict:
-    """Loads a folder with the package imported, so without `trust_remote_code`, and pushes two versions of it."""
+    """Loads a folder with the package imported, so without `trust_remote_code`; pushes two versions of it; trains."""
     import modeling_spikebert
     from modeling_spikebert.hub import model_card
 
@@ -92,7 +92,7 @@ def push(args: argparse.Namespace) -> dict:
     model_card(model, args.repo, base_model="user/teacher", license="mit", metrics={"accuracy": 0.5}).push_to_hub(
         args.repo
     )
-    return result
+    return result | {"trained": train(args)}
 
 
 def train(args: argparse.Namespace) -> dict:
@@ -117,7 +117,7 @@ def train(args: argparse.Namespace) -> dict:
             save_steps=1,
             per_device_train_batch_size=2,
             push_to_hub=True,
-            hub_model_id=args.repo,
+            hub_model_id=args.trained_repo,
             hub_strategy="every_save",
             use_cpu=True,
             report_to="none",
@@ -134,9 +134,10 @@ def train(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("step", choices=["pull", "push", "train"])
+    parser.add_argument("step", choices=["pull", "push"])
     parser.add_argument("source", help="folder or repository")
     parser.add_argument("--repo", help="repository to push to")
+    parser.add_argument("--trained-repo", help="repository that the Trainer pushes to")
     parser.add_argument("--pinned", nargs="*", default=[], metavar="REPO@COMMIT", help="revisions to load as well")
     parser.add_argument("--save-to", help="folder to write")
     args = parser.parse_args()
@@ -146,7 +147,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     if args.step == "pull":
         sys.meta_path.insert(0, HiddenPackage)
-    print(json.dumps({"pull": pull, "push": push, "train": train}[args.step](args)))
+    print(json.dumps({"pull": pull, "push": push}[args.step](args)))
 
 
 if __name__ == "__main__":
