@@ -1,6 +1,7 @@
 """A spiking model beside a BERT, on the same sentences."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -28,11 +29,13 @@ class EnergyComparison:
         return [self.student] if self.teacher is None else [self.student, self.teacher]
 
     def __repr__(self) -> str:
-        lines = align([self._header("for one sentence"), *self._figures(), *self._measured()])
+        rows, lines = [self._header("for one sentence"), *self._figures()], []
         measured = self.student.measured
-        if measured is not None:
-            lines.append(f"Measured on {measured.device}, one sentence at a time; joules: {measured.source}.")
-        return "\n".join([*lines, *self._notes()])
+        if measured is not None and all(report.measured for report in self.reports):
+            rows += [self._row("measured: latency, ms", "measured.latency_ms")]
+            rows += [self._row("measured: joules", "measured.joules")]
+            lines = [f"Measured on {measured.device}, one sentence at a time; joules: {measured.source}."]
+        return "\n".join([*align(rows), *lines, *self._notes()])
 
     def to_markdown(self, dataset: str | None = None) -> str:
         """The section of a model card: formulas, constants, lengths and figures. `dataset` is a plain name."""
@@ -83,26 +86,20 @@ class EnergyComparison:
     def _figures(self) -> list[list[str]]:
         # No ratio of operations: a spiking model's additions stand in the place of a BERT's MACs.
         return [
-            self._row("tokens", [report.tokens_per_sentence for report in self.reports], False),
-            self._row("dense MACs", [report.dense_macs for report in self.reports]),
-            self._row("published: SOPs", [report.published.synaptic_operations for report in self.reports], False),
-            self._row("published: MACs", [report.published.macs for report in self.reports], False),
-            self._row("published: mJ", [report.published.energy_mj for report in self.reports]),
-            self._row("strict: additions", [report.strict.synaptic_operations for report in self.reports], False),
-            self._row("strict: MACs", [report.strict.macs for report in self.reports], False),
-            self._row("strict: mJ", [report.strict.energy_mj for report in self.reports]),
-            self._row("memory traffic, bytes", [report.memory_bytes for report in self.reports]),
-            self._row("memory traffic, mJ", [report.memory_energy_mj for report in self.reports]),
+            self._row("tokens", "tokens_per_sentence", False),
+            self._row("dense MACs", "dense_macs"),
+            self._row("published: SOPs", "published.synaptic_operations", False),
+            self._row("published: MACs", "published.macs", False),
+            self._row("published: mJ", "published.energy_mj"),
+            self._row("strict: additions", "strict.synaptic_operations", False),
+            self._row("strict: MACs", "strict.macs", False),
+            self._row("strict: mJ", "strict.energy_mj"),
+            self._row("memory traffic, bytes", "memory_bytes"),
+            self._row("memory traffic, mJ", "memory_energy_mj"),
         ]
 
-    def _measured(self) -> list[list[str]]:
-        measured = [report.measured for report in self.reports]
-        return [
-            self._row("measured: latency, ms", [None if cost is None else cost.latency_ms for cost in measured]),
-            self._row("measured: joules", [None if cost is None else cost.joules for cost in measured]),
-        ]
-
-    def _row(self, label: str, values: list[Any], with_ratio: bool = True) -> list[str]:
+    def _row(self, label: str, figure: str, with_ratio: bool = True) -> list[str]:
+        values = [attrgetter(figure)(report) for report in self.reports]
         cells = [label, *("-" if value is None else number(value) for value in values)]
         if len(values) > 1:
             cells.append(percent(*values) if with_ratio and None not in values else "")

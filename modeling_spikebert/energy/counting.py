@@ -9,10 +9,10 @@ all sentences of a batch, or all `B * L`. Spiking blocks compute on `[T, N, D]`,
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -61,47 +61,46 @@ class Signal:
 
     Args:
         kind: one of `INPUT_KINDS`.
-        entries: number of values, over real tokens and over padding; the latter where padding counts, else 0.
+        entries: number of values, over "real" tokens and over "padding"; the latter where padding counts, else 0.
         nonzero: how many are not 0, likewise.
         magnitude: sum of their absolute values, likewise; the number of spikes.
-        nonzero_per_step: over real tokens, for each time step.
+        nonzero_per_step: over real tokens, by time step.
     """
 
     kind: str = "binary"
-    entries: dict[str, int] = field(default_factory=lambda: {"real": 0, "padding": 0})
-    nonzero: dict[str, int] = field(default_factory=lambda: {"real": 0, "padding": 0})
-    magnitude: dict[str, int] = field(default_factory=lambda: {"real": 0, "padding": 0})
-    nonzero_per_step: list[int] = field(default_factory=list)
+    entries: Counter[str] = field(default_factory=Counter)
+    nonzero: Counter[str] = field(default_factory=Counter)
+    magnitude: Counter[str] = field(default_factory=Counter)
+    nonzero_per_step: Counter[int] = field(default_factory=Counter)
 
     def add(self, other: "Signal") -> None:
         self.kind = max(self.kind, other.kind, key=INPUT_KINDS.index)
-        for mine, theirs in (
-            (self.entries, other.entries),
-            (self.nonzero, other.nonzero),
-            (self.magnitude, other.magnitude),
-        ):
-            for tokens in mine:
-                mine[tokens] += theirs[tokens]
-        steps = zip_longest(self.nonzero_per_step, other.nonzero_per_step, fillvalue=0)
-        self.nonzero_per_step = [a + b for a, b in steps]
+        for name in ("entries", "nonzero", "magnitude", "nonzero_per_step"):
+            getattr(self, name).update(getattr(other, name))
+
+    def firing_rate(self, tokens: str = "real") -> float | None:
+        """Fraction of values that are not 0; None for real values and where there are none."""
+        return self.nonzero[tokens] / self.entries[tokens] if self.kind != "real" and self.entries[tokens] else None
+
+    def spikes_per_step(self, tokens: str = "real") -> float | None:
+        """Mean absolute value; above the firing rate where counts exceed 1."""
+        return self.magnitude[tokens] / self.entries[tokens] if self.kind != "real" and self.entries[tokens] else None
+
+    def rates_per_step(self) -> list[float]:
+        steps = len(self.nonzero_per_step)
+        return [nonzero * steps / self.entries["real"] for nonzero in self.nonzero_per_step.values()]
 
 
-@dataclass
-class LayerCount:
-    """What one layer did, over all sentences.
+@dataclass(kw_only=True)
+class Layer:
+    """A row of the account.
 
     Args:
         name: path of the module; a product or shortcut inside of it has a further name.
         part: what it is, a key of `PARTS`.
         num_time_steps: how often it runs in a forward pass.
-        dense_macs: products of one time step, as if all inputs were real.
-        active_synapses: products whose input is not 0, over all time steps.
-        synaptic_events: the same, each counted as often as the input's absolute value says.
-        additions: further additions and comparisons.
-        multiplications: further multiplications, each with the addition that may follow it.
-        input: what its synapses read.
+        input: what its synapses read, over all sentences.
         output: spikes, if it is a layer of neurons.
-        traffic: values read and written beside the input, by kind; see `INPUT_KINDS`.
         type_name: of a module that has no rule: it is counted as dense products of real values.
         has_products: whether matrix products were seen in such a module.
     """
@@ -109,44 +108,70 @@ class LayerCount:
     name: str
     part: str
     num_time_steps: int = 1
+    input: Signal = field(default_factory=Signal)
+    output: Signal | None = None
+    type_name: str | None = None
+    has_products: bool = False
+
+
+@dataclass(kw_only=True)
+class LayerCount(Layer):
+    """What one layer did, over all sentences.
+
+    Args:
+        place: of its module in the model.
+        dense_macs: products of one time step, as if all inputs were real.
+        active_synapses: products whose input is not 0, over all time steps.
+        synaptic_events: the same, each counted as often as the input's absolute value says.
+        additions: further additions and comparisons.
+        multiplications: further multiplications, each with the addition that may follow it.
+        traffic: values read and written beside the input, by kind; see `INPUT_KINDS`.
+    """
+
+    place: int
     dense_macs: int = 0
     active_synapses: int = 0
     synaptic_events: int = 0
     additions: int = 0
     multiplications: int = 0
-    input: Signal = field(default_factory=Signal)
-    output: Signal | None = None
-    traffic: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INPUT_KINDS, 0))
-    type_name: str | None = None
-    has_products: bool = False
+    traffic: Counter[str] = field(default_factory=Counter)
+
+    def read_real(self, values: int) -> None:
+        self.input.add(Signal("real", Counter(real=values)))
 
 
-@dataclass
-class Counts:
-    """All layers, in the order of the model, and what they ran on."""
+@dataclass(kw_only=True)
+class Sentences:
+    """What was counted.
 
-    layers: dict[str, LayerCount] = field(default_factory=dict)
+    Args:
+        num_sentences: how many.
+        num_tokens: real tokens of all of them.
+        num_padding: padding tokens of all of them.
+        longest: tokens of the longest sentence.
+        padding_counts: whether padding takes part in the model and in the counts.
+    """
+
     num_sentences: int = 0
     num_tokens: int = 0
     num_padding: int = 0
     longest: int = 0
-    padding_counts: bool = False
+    padding_counts: bool
 
 
-def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> Counts:
+def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> tuple[Sentences, list[LayerCount]]:
     """Runs the model, a SpikeBERT or a BERT-like encoder, on `inputs` (see `estimate_energy`) and counts."""
     counter = _Counter(model, spiking)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
-        stack.enter_context(all_time_steps(model))
         for name, module in model.named_modules():
-            hook = counter.hook_for(name, module)
-            if hook is not None:
+            rule = counter.rule_for(name, module)
+            if rule is not None:
+                hook = counter.hook(name, rule)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for batch in check_batches(inputs):
             counter.run(model_arguments(model, batch))
-    counter.counts.layers = counter.sorted_layers()
-    return counter.counts
+    return counter.sentences, sorted(counter.layers.values(), key=lambda layer: layer.place)
 
 
 def is_spiking(model: Any) -> bool:
@@ -203,21 +228,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-@contextmanager
-def all_time_steps(model: Any) -> Iterator[None]:
-    """Switches the early exit of a SpikeBERT off."""
-    threshold = getattr(model.config, "exit_threshold", None)
-    if threshold is not None:
-        model.config.exit_threshold = None
-    try:
-        yield
-    finally:
-        if threshold is not None:
-            model.config.exit_threshold = threshold
-
-
 def model_arguments(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a batch that the model takes, without labels, on its device; refuses other things by name."""
+    """What a batch has for the model, on its device, without labels."""
     taken = set(inspect.signature(model.forward).parameters)
     if "input_ids" not in taken:  # forward(*args, **kwargs)
         taken = set(batch)
@@ -235,10 +247,10 @@ class _Counter:
         self.model = model
         self.config: Any = model.config
         self.spiking = spiking
-        self.counts = Counts(padding_counts=spiking and self.config.variant == "published")
+        self.sentences = Sentences(padding_counts=spiking and self.config.variant == "published")
+        self.layers: dict[str, LayerCount] = {}
         self.unknown: dict[str, nn.Module] = {}
         self.modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
-        self.places: dict[str, int] = {}
         self.outputs: dict[str, Tensor] = {}  # of unknown modules, in this pass
         # The last tensor that was looked at: query, key and value read the same one.
         self._last: tuple[Tensor, Signal] | None = None
@@ -246,8 +258,8 @@ class _Counter:
         bases: list[Any] = [module for module in model.modules() if spiking and hasattr(module, "encoding")]
         self.blocks = {m for base in bases for part in (base.encoding, base.encoder) for m in part.modules()}
 
-    def run(self, arguments: dict[str, Any]) -> None:
-        ids = arguments["input_ids"]
+    def run(self, arguments: dict[str, Tensor]) -> None:
+        ids, counts = arguments["input_ids"], self.sentences
         mask = arguments.get("attention_mask", torch.ones_like(ids))
         if mask.shape != ids.shape or not mask.any(1).all():
             raise ValueError(
@@ -255,40 +267,38 @@ class _Counter:
                 f"shape {tuple(mask.shape)}."
             )
         self.real = mask.bool()  # [B, L]
-        self.lengths = (torch.ones_like(self.real) if self.counts.padding_counts else self.real).sum(1)  # [B]
+        self.lengths = (torch.ones_like(self.real) if counts.padding_counts else self.real).sum(1)  # [B]
         self.batch = len(ids)
         self.tokens = int(self.lengths.sum())
         num_real = int(self.real.sum())
         self.num_padding = self.real.numel() - num_real
         self.token_pairs = int(self.lengths.square().sum())
+        options: dict[str, Any] = dict(arguments)
+        if getattr(self.config, "exit_threshold", None) is not None:
+            options["output_hidden_states"] = True  # with these, it takes all time steps
         with torch.no_grad():
             if not self.unknown:
-                self.model(**arguments)
+                self.model(**options)
             else:
                 # The FLOP counter cannot follow weights that ask for gradients and are passed to a module.
                 weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
                 with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops:
-                    functional_call(self.model, weights, kwargs=arguments)
+                    functional_call(self.model, weights, kwargs=options)
                 self.count_unknown(flops.get_flop_counts())
         self._last = None
-        counts = self.counts
         counts.num_sentences += self.batch
         counts.num_tokens += num_real
         counts.num_padding += self.num_padding
         counts.longest = max(counts.longest, int(self.lengths.max()))
 
-    def hook_for(self, name: str, module: nn.Module) -> Callable[..., None] | None:
-        rule = self.rule_for(name, module)
-        if rule is None:
-            return None
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(self, name: str, rule: Callable[..., None]) -> Callable[..., None]:
+        def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             tensors = ((*args, *kwargs.values()), output)
             if module not in self.blocks:
                 tensors = tree_map_only(Tensor, self.join_sentences, tensors)
             rule(name, module, *tensors)
 
-        return hook
+        return call
 
     def rule_for(self, name: str, module: nn.Module) -> Callable[[str, Any, tuple[Any, ...], Any], None] | None:
         kind = type(module).__name__
@@ -338,7 +348,7 @@ class _Counter:
             return self._last[1]
         signal = Signal(kind_of(x) if self.spiking else "real")
         padding = x.numel() // self.real.numel() * self.num_padding if self.has_padding(x) else 0
-        signal.entries = {"real": x.numel() - padding, "padding": padding * self.counts.padding_counts}
+        signal.entries = Counter(real=x.numel() - padding, padding=padding * self.sentences.padding_counts)
         if signal.kind != "real":
             spikes = x if signal.kind == "binary" else x != 0
             signal.nonzero, signal.nonzero_per_step = self.sums(spikes.sum(-1, dtype=torch.float32), x)
@@ -348,28 +358,25 @@ class _Counter:
         self._last = (x, signal)
         return signal
 
-    def sums(self, values: Tensor, x: Tensor) -> tuple[dict[str, int], list[int]]:
+    def sums(self, values: Tensor, x: Tensor) -> tuple[Counter[str], Counter[int]]:
         """Sums of `values`, `[T, N]` or `[N]`, of the vectors of `x`; and those of real tokens for each time step."""
         of_real = values * self.real.flatten() if self.has_padding(x) else values
         per_step = of_real.sum(-1, dtype=torch.int64).flatten().tolist()
-        padding = int(values.sum(dtype=torch.int64)) - sum(per_step) if self.counts.padding_counts else 0
-        return {"real": sum(per_step), "padding": padding}, per_step
+        padding = int(values.sum(dtype=torch.int64)) - sum(per_step) if self.sentences.padding_counts else 0
+        return Counter(real=sum(per_step), padding=padding), Counter(dict(enumerate(per_step)))
 
     def layer(self, name: str, part: str, like: Tensor | None = None, beside: str | None = None) -> LayerCount:
         """The row of a module, or of a computation that stands in the place of the module `beside`.
 
         Rows of one place keep the order in which they were made.
         """
-        if name not in self.counts.layers:
-            self.counts.layers[name] = LayerCount(name, part)
-            self.places[name] = self.modules.get(name if beside is None else beside, len(self.modules))
-        layer = self.counts.layers[name]
+        if name not in self.layers:
+            place = self.modules.get(name if beside is None else beside, len(self.modules))
+            self.layers[name] = LayerCount(name=name, part=part, place=place)
+        layer = self.layers[name]
         if like is not None:
             layer.num_time_steps = like.shape[0] if self.spiking and like.dim() == 3 else 1
         return layer
-
-    def sorted_layers(self) -> dict[str, LayerCount]:
-        return dict(sorted(self.counts.layers.items(), key=lambda item: self.places[item[0]]))
 
     # Rules: name, module, arguments, output
 
@@ -380,8 +387,8 @@ class _Counter:
         signal = self.look(x)
         layer.input.add(signal)
         layer.dense_macs += self.vectors(x) // layer.num_time_steps * module.weight.numel()
-        layer.active_synapses += sum(signal.nonzero.values()) * module.out_features
-        layer.synaptic_events += sum(signal.magnitude.values()) * module.out_features
+        layer.active_synapses += signal.nonzero.total() * module.out_features
+        layer.synaptic_events += signal.magnitude.total() * module.out_features
         outputs, weights = self.vectors(x) * module.out_features, module.weight.numel()
         int8 = not module.weight.is_floating_point()
         if int8:  # each sum is scaled
@@ -410,11 +417,11 @@ class _Counter:
         layer.output = layer.output or Signal()
         layer.output.add(spikes)
         layer.input.add(Signal("real", spikes.entries))
-        updates = sum(spikes.entries.values())
+        updates = spikes.entries.total()
         # h = v + (x - (v - r)) / tau: the factor 1 / tau with its addition; x - v; v - r if r is not 0; the comparison;
         # and one addition for each spike that resets its membrane.
         layer.multiplications += updates
-        layer.additions += updates * (3 if module.neurons.v_reset else 2) + sum(spikes.nonzero.values())
+        layer.additions += updates * (3 if module.neurons.v_reset else 2) + spikes.nonzero.total()
         layer.traffic["binary"] += updates
         layer.traffic["real"] += 2 * updates  # the membrane, read and written
 
@@ -463,7 +470,7 @@ class _Counter:
                 layer.active_synapses += int((per_sentence * self.lengths).sum())
                 layer.synaptic_events += int(events)
         pairs = layer.num_time_steps * heads * self.token_pairs
-        scores, context = (self.counts.layers[f"{name}.{product}"] for product in ("scores", "context"))
+        scores, context = (self.layers[f"{name}.{product}"] for product in ("scores", "context"))
         results = layer.num_time_steps * self.tokens * width
         scores.traffic["binary"] += results  # keys; queries are the input
         scores.traffic["integer"] += pairs
@@ -475,10 +482,10 @@ class _Counter:
         branch = output[0]
         layer = self.layer(f"{name}.shortcut", "shortcut", branch, beside=f"{name}.dropout")
         signal = self.look(branch)
-        values = sum(signal.entries.values())
+        values = signal.entries.total()
         real = self.config.variant == "membrane"
         layer.input.add(Signal("real", signal.entries) if real else signal)
-        layer.additions += values if real else sum(signal.magnitude.values())
+        layer.additions += values if real else signal.magnitude.total()
         layer.traffic["real" if real else "integer"] += 2 * values  # the stream, read and written
 
     def pooling(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
@@ -486,8 +493,7 @@ class _Counter:
         layer = self.layer("pooling", "head", beside="dropout")
         width, steps = self.config.hidden_size, self.config.num_time_steps
         values = self.tokens * width
-        layer.input.kind = "real"
-        layer.input.entries["real"] += steps * values
+        layer.read_real(steps * values)
         layer.additions += steps * values
         layer.multiplications += values
         if module is not module.base_model:
@@ -500,11 +506,10 @@ class _Counter:
         values, pairs = self.tokens * width, heads * self.token_pairs
         for product in ("scores", "context"):
             layer = self.layer(f"{name}.{product}", "attention", beside=f"{name}.dropout")
-            layer.input.kind = "real"
-            layer.input.entries["real"] += values
+            layer.read_real(values)
             layer.dense_macs += self.token_pairs * width
             layer.traffic["real"] += values + pairs  # the other operand, or the result
-        scores = self.counts.layers[f"{name}.scores"]
+        scores = self.layers[f"{name}.scores"]
         # Softmax: greatest, difference, sum; then the scale, the exponential and the division.
         scores.additions += 3 * pairs
         scores.multiplications += 3 * pairs
@@ -512,8 +517,7 @@ class _Counter:
     def residual_additions(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         layer = self.layer("shortcut", "shortcut", beside=f"{name}.encoder")
         values = 2 * self.config.num_hidden_layers * self.tokens * self.config.hidden_size
-        layer.input.kind = "real"
-        layer.input.entries["real"] += values
+        layer.read_real(values)
         layer.additions += values
         layer.traffic["real"] += 2 * values
 
@@ -521,8 +525,7 @@ class _Counter:
         """One MAC for each value: less than any real one costs."""
         layer = self.layer(name, "activation", output)
         values = self.vectors(output) * output.shape[-1]
-        layer.input.kind = "real"
-        layer.input.entries["real"] += values
+        layer.read_real(values)
         layer.multiplications += values
         layer.traffic["real"] += values
 
@@ -587,9 +590,7 @@ def parameters_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _cpu_attention_flops(query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query_shape, key_shape, value_shape)
-
-
 # torch counts the attention kernels of GPUs, but not the CPU's.
-CPU_ATTENTION: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
+CPU_ATTENTION: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}

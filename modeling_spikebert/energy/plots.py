@@ -9,8 +9,8 @@ from matplotlib import font_manager, ft2font, rc_context
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .counting import all_time_steps, eval_mode, model_arguments
-from .report import EnergyReport, rates_per_step
+from .counting import eval_mode, model_arguments
+from .report import EnergyReport
 
 # matplotlib's own font has no Chinese; the first of these that is installed is taken for what it lacks.
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Zen Hei", "SimHei", "Microsoft YaHei", "PingFang SC")
@@ -40,8 +40,8 @@ def plot_raster(
     base: Any = model.base_model
     handle = base.encoder.layer[block].mlp.intermediate.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
-        with eval_mode(model), all_time_steps(model), torch.no_grad():
-            model(**model_arguments(model, encoded))
+        with eval_mode(model), torch.no_grad():
+            model(**model_arguments(model, encoded), output_hidden_states=True)  # with these, in all time steps
     finally:
         handle.remove()
     spikes = seen[0].float().cpu()  # [T, L, D]: of one sentence, the tokens of all
@@ -73,14 +73,14 @@ def plot_raster(
 
 
 def _firing_rates(report: EnergyReport, file: Path) -> Path:
-    neurons = [layer for layer in report.layers if layer.output is not None]
-    rates = torch.tensor([rates_per_step(layer.output) for layer in neurons if layer.output is not None])  # [N, T]
+    neurons = {_shown(layer.name): layer.output for layer in report.layers if layer.output is not None}
+    rates = torch.tensor([output.rates_per_step() for output in neurons.values()])  # [N, T]
     figure = Figure(figsize=(3.5 + 0.8 * report.num_time_steps, 1.5 + 0.22 * len(neurons)), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(rates.numpy(), aspect="auto", cmap="viridis", vmin=0)
     axis.set(xlabel="time step", title="Firing rate of each layer of neurons, by block")
     axis.set_xticks(range(report.num_time_steps), [str(t + 1) for t in range(report.num_time_steps)])
-    axis.set_yticks(range(len(neurons)), [_shown(layer.name) for layer in neurons], fontsize=7)
+    axis.set_yticks(range(len(neurons)), list(neurons), fontsize=7)
     if rates.numel() <= 400:
         for row, column in torch.cartesian_prod(torch.arange(len(rates)), torch.arange(rates.shape[1])).tolist():
             value = rates[row, column].item()

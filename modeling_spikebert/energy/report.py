@@ -1,14 +1,14 @@
 """`estimate_energy` and its report: counts divided by sentences, priced by two accounts."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from .constants import CONSTANTS, FORMULAS, PUBLISHED, EnergyConstants
-from .counting import INPUT_KINDS, PARTS, Counts, LayerCount, Signal, count_operations, is_spiking
+from .counting import INPUT_KINDS, PARTS, Layer, LayerCount, Sentences, count_operations, is_spiking
 from .measuring import MeasuredCost
 from .text import align, number, percent
 
@@ -34,37 +34,20 @@ class Account:
         picojoules = synaptic_operations * constants.ac_pj + macs * constants.mac_pj
         return cls(synaptic_operations, macs, picojoules * 1e-9)
 
-    def to_dict(self) -> dict[str, float]:
-        return vars(self).copy()
 
-
-@dataclass(frozen=True)
-class LayerEnergy:
+@dataclass(kw_only=True)
+class LayerEnergy(Layer):
     """One layer; figures are per sentence.
 
     Args:
-        name: path of the module.
-        part: key of `PARTS`.
-        type_name: of a module that has no rule.
-        has_products: whether matrix products were seen in such a module.
-        num_time_steps: how often it runs.
         dense_macs: its products in one time step.
-        input: what it reads, over all sentences.
-        output: spikes, if it is a layer of neurons.
         published: the papers' account.
         strict: every operation.
         memory_bytes: read and written.
         memory_energy_mj: the same in mJ.
     """
 
-    name: str
-    part: str
-    type_name: str | None
-    has_products: bool
-    num_time_steps: int
     dense_macs: float
-    input: Signal
-    output: Signal | None
     published: Account
     strict: Account
     memory_bytes: float
@@ -77,33 +60,33 @@ class LayerEnergy:
     @property
     def firing_rate(self) -> float | None:
         """Fraction of inputs of real tokens that are not 0; None for real-valued inputs."""
-        return rate(self.input, self.input.nonzero, "real")
+        return self.input.firing_rate()
 
     @property
     def spikes_per_step(self) -> float | None:
         """Mean spike count of a neuron in a time step, over real tokens; above the rate where counts exceed 1."""
-        return rate(self.input, self.input.magnitude, "real")
+        return self.input.spikes_per_step()
 
     def to_dict(self) -> dict[str, Any]:
-        output = self.output
+        input, output = self.input, self.output
         return {
             "name": self.name,
             "part": self.part,
             "unknown_type": self.type_name,
-            "input_kind": self.input_kind,
-            "firing_rate": self.firing_rate,
-            "firing_rate_padding": rate(self.input, self.input.nonzero, "padding"),
-            "spikes_per_step": self.spikes_per_step,
-            "spikes_per_step_padding": rate(self.input, self.input.magnitude, "padding"),
-            "output_firing_rate": None if output is None else rate(output, output.nonzero, "real"),
-            "output_firing_rate_per_step": None if output is None else rates_per_step(output),
+            "input_kind": input.kind,
+            "firing_rate": input.firing_rate(),
+            "firing_rate_padding": input.firing_rate("padding"),
+            "spikes_per_step": input.spikes_per_step(),
+            "spikes_per_step_padding": input.spikes_per_step("padding"),
+            "output_firing_rate": None if output is None else output.firing_rate(),
+            "output_firing_rate_per_step": None if output is None else output.rates_per_step(),
             "num_time_steps": self.num_time_steps,
             **_accounts(self),
         }
 
 
-@dataclass(repr=False)
-class EnergyReport:
+@dataclass(kw_only=True, repr=False)
+class EnergyReport(Sentences):
     """What a model computes for a sentence, layer by layer, in two accounts; made by `estimate_energy`.
 
     Args:
@@ -112,11 +95,6 @@ class EnergyReport:
         num_hidden_layers: number of blocks.
         hidden_size: their width.
         num_time_steps: of the model; 1 if it is not spiking.
-        num_sentences: how many were counted.
-        num_tokens: real tokens of all of them.
-        num_padding: padding tokens of all of them.
-        longest: tokens of the longest sentence.
-        padding_counts: whether padding takes part in the model and in the counts.
         exit_threshold: that of the config; the counts are those of all time steps.
         layers: in the order of the model.
         constants: of the strict account; the published one has its own.
@@ -128,11 +106,6 @@ class EnergyReport:
     num_hidden_layers: int
     hidden_size: int
     num_time_steps: int
-    num_sentences: int
-    num_tokens: int
-    num_padding: int
-    longest: int
-    padding_counts: bool
     exit_threshold: float | None
     layers: list[LayerEnergy]
     constants: EnergyConstants
@@ -222,15 +195,14 @@ class EnergyReport:
     @property
     def flags(self) -> list[str]:
         """What a reader must know before comparing."""
-        unknown = [layer for layer in self.layers if layer.type_name is not None]
         flags = []
         for has_products, counted in (
             (True, "Their matrix products count as dense MACs of real values, their other operations do not count."),
             (False, "No matrix product was seen there: a leaf counts as a dense MAC for each value that it returns."),
         ):
             names: dict[str, str] = {}
-            for layer in unknown:
-                if layer.has_products == has_products and layer.type_name is not None:
+            for layer in self.layers:
+                if layer.type_name is not None and layer.has_products == has_products:
                     names.setdefault(layer.type_name, layer.name)
             if names:
                 listed = ", ".join(f"{kind} ({name})" for kind, name in names.items())
@@ -302,43 +274,32 @@ def estimate_energy(
     if not isinstance(constants, EnergyConstants):
         raise TypeError(f"constants must be EnergyConstants, such as CONSTANTS['7nm-int8'], got {constants!r}.")
     spiking = is_spiking(model)
-    counts = count_operations(model, spiking, inputs)
+    sentences, layers = count_operations(model, spiking, inputs)
     config: Any = model.config
     return EnergyReport(
+        **vars(sentences),
         model_name=config.name_or_path or type(model).__name__,
         spiking=spiking,
         num_hidden_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         num_time_steps=config.num_time_steps if spiking else 1,
-        num_sentences=counts.num_sentences,
-        num_tokens=counts.num_tokens,
-        num_padding=counts.num_padding,
-        longest=counts.longest,
-        padding_counts=counts.padding_counts,
         exit_threshold=config.exit_threshold if spiking else None,
-        layers=[_price(layer, counts, constants) for layer in counts.layers.values()],
+        layers=[_price(layer, sentences.num_sentences, constants) for layer in layers],
         constants=constants,
     )
 
 
-def _price(layer: LayerCount, counts: Counts, constants: EnergyConstants) -> LayerEnergy:
-    sentences = counts.num_sentences
+def _price(layer: LayerCount, sentences: int, constants: EnergyConstants) -> LayerEnergy:
     dense = layer.dense_macs * layer.num_time_steps if layer.input.kind == "real" else 0
     active, events = (0, 0) if layer.input.kind == "real" else (layer.active_synapses, layer.synaptic_events)
     bits = dict(zip(INPUT_KINDS, (1, 2, 8, constants.real_bits), strict=True))
-    memory = sum(layer.input.entries.values()) * bits[layer.input.kind] + sum(
+    memory = layer.input.entries.total() * bits[layer.input.kind] + sum(
         values * bits[kind] for kind, values in layer.traffic.items()
     )
     memory_bytes = memory / 8 / sentences
     return LayerEnergy(
-        name=layer.name,
-        part=layer.part,
-        type_name=layer.type_name,
-        has_products=layer.has_products,
-        num_time_steps=layer.num_time_steps,
+        **{field.name: getattr(layer, field.name) for field in fields(Layer)},
         dense_macs=layer.dense_macs / sentences,
-        input=layer.input,
-        output=layer.output,
         published=Account.price(active / sentences, dense / sentences, PUBLISHED),
         strict=Account.price(
             (events + layer.additions) / sentences, (dense + layer.multiplications) / sentences, constants
@@ -348,23 +309,11 @@ def _price(layer: LayerCount, counts: Counts, constants: EnergyConstants) -> Lay
     )
 
 
-def rate(signal: Signal, sums: Mapping[str, int], tokens: str) -> float | None:
-    if signal.kind == "real" or not signal.entries[tokens]:
-        return None
-    return sums[tokens] / signal.entries[tokens]
-
-
-def rates_per_step(signal: Signal) -> list[float]:
-    steps = len(signal.nonzero_per_step)
-    return [nonzero * steps / signal.entries["real"] for nonzero in signal.nonzero_per_step]
-
-
 def _accounts(item: LayerEnergy | EnergyReport) -> dict[str, Any]:
     return {
         "dense_macs": item.dense_macs,
-        "published": item.published.to_dict(),
-        "strict": item.strict.to_dict()
-        | {"memory_bytes": item.memory_bytes, "memory_energy_mj": item.memory_energy_mj},
+        "published": asdict(item.published),
+        "strict": asdict(item.strict) | {"memory_bytes": item.memory_bytes, "memory_energy_mj": item.memory_energy_mj},
     }
 
 
