@@ -1,6 +1,6 @@
 """Metrics of predictions, computed without a network (`evaluate.load` fetches its scripts from the Hub)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -9,82 +9,66 @@ import numpy as np
 from transformers import EvalPrediction
 
 
-class _Metric(evaluate.Metric):
-    """An `evaluate` metric that needs no download."""
-
-    dtype = "int64"
-
-    def _info(self) -> evaluate.MetricInfo:
-        value = datasets.Value(self.dtype)
-        return evaluate.MetricInfo(
-            description=self.__doc__ or "",
-            citation="",
-            features=datasets.Features({"predictions": value, "references": value}),
-        )
-
-
-class Accuracy(_Metric):
+def accuracy(predicted: np.ndarray, actual: np.ndarray) -> float:
     """Fraction of predictions that equal their reference."""
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+    return float(np.mean(predicted == actual))
 
 
-class F1(_Metric):
+def f1(predicted: np.ndarray, actual: np.ndarray, positive_label: int | None = None) -> float:
     """F1, the harmonic mean of precision and recall: of `positive_label`, or as mean over all classes that occur.
 
     0 for a class that is neither predicted nor there.
     """
-
-    def _compute(self, predictions: Any, references: Any, positive_label: int | None = None) -> dict[str, float]:
-        predicted, actual = np.asarray(predictions), np.asarray(references)
-        labels = np.union1d(predicted, actual) if positive_label is None else [positive_label]
-        f1 = []
-        for label in labels:
-            hits = np.sum((predicted == label) & (actual == label))
-            f1.append(2 * hits / max(1, np.sum(predicted == label) + np.sum(actual == label)))
-        return {"f1": float(np.mean(f1))}
+    scores = []
+    for label in np.union1d(predicted, actual) if positive_label is None else [positive_label]:
+        hits = np.sum((predicted == label) & (actual == label))
+        scores.append(2 * hits / max(1, np.sum(predicted == label) + np.sum(actual == label)))
+    return float(np.mean(scores))
 
 
-class MatthewsCorrelation(_Metric):
+def matthews_correlation(predicted: np.ndarray, actual: np.ndarray) -> float:
     """Correlation of predicted and actual classes (Matthews, 1975; for any number of classes Gorodkin, 2004, eq. 8).
 
     0 if all predictions, or all references, are the same.
     """
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        predicted, actual = (
-            np.asarray(x)[:, None] == np.union1d(predictions, references) for x in (predictions, references)
-        )  # [N, C], one true value a row
-        return {"matthews_correlation": _correlation(predicted.astype(float), actual.astype(float))}
+    classes = np.union1d(predicted, actual)
+    x, y = ((ids[:, None] == classes).astype(float) for ids in (predicted, actual))  # [N, C], a single 1 in each row
+    return _correlation(x, y)
 
 
-class Pearson(_Metric):
+def pearson(predicted: np.ndarray, actual: np.ndarray) -> float:
     """Linear correlation; 0 if all predictions, or all references, are the same."""
-
-    dtype = "float64"
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"pearson": _correlation(_unit_range(predictions), _unit_range(references))}
+    # Divided by the largest magnitude, so that no square overflows.
+    x, y = (values / (np.abs(values).max() or 1.0) for values in (predicted, actual))
+    return _correlation(x, y)
 
 
-class Spearman(_Metric):
-    """Linear correlation of the ranks, where equal values share their mean rank; 0 as for `Pearson`."""
-
-    dtype = "float64"
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"spearmanr": _correlation(_ranks(predictions), _ranks(references))}
+def spearmanr(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Linear correlation of the ranks, where equal values share their mean rank; 0 as for `pearson`."""
+    return _correlation(_ranks(predicted), _ranks(actual))
 
 
-# Each under the name that its result has, as in the GLUE metric of `evaluate`.
-METRICS: dict[str, type[_Metric]] = {
-    "accuracy": Accuracy,
-    "f1": F1,
-    "matthews_correlation": MatthewsCorrelation,
-    "pearson": Pearson,
-    "spearmanr": Spearman,
+# Each under the name that its result has, as in the GLUE metric of `evaluate`, and the type of what it compares.
+METRICS: dict[str, tuple[Callable[..., float], str]] = {
+    "accuracy": (accuracy, "int64"),
+    "f1": (f1, "int64"),
+    "matthews_correlation": (matthews_correlation, "int64"),
+    "pearson": (pearson, "float64"),
+    "spearmanr": (spearmanr, "float64"),
 }
+
+
+class LocalMetric(evaluate.Metric):
+    """One of `METRICS` as a metric of `evaluate` that needs no download."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        function, dtype = METRICS[self.config_name]
+        columns = {"predictions": datasets.Value(dtype), "references": datasets.Value(dtype)}
+        return evaluate.MetricInfo(description=function.__doc__ or "", citation="", features=datasets.Features(columns))
+
+    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
+        function, _ = METRICS[self.config_name]
+        return {self.config_name: function(np.asarray(predictions), np.asarray(references), **options)}
 
 
 def compute_metrics(
@@ -102,7 +86,7 @@ def compute_metrics(
     results: dict[str, float] = {}
     for name in names:
         options = {"positive_label": positive_label} if name == "f1" else {}
-        metric = METRICS[name](keep_in_memory=True)
+        metric = LocalMetric(name, keep_in_memory=True)
         results |= metric.compute(predictions=predictions, references=prediction.label_ids, **options) or {}
     return results
 
@@ -112,15 +96,9 @@ def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return compute_metrics(prediction, ("accuracy", "f1"))
 
 
-def _unit_range(values: Any) -> np.ndarray:
-    """Values divided by the largest magnitude, so that no square overflows."""
-    x = np.asarray(values, dtype=np.float64)
-    return x / (np.abs(x).max() or 1.0)
-
-
-def _ranks(values: Any) -> np.ndarray:
+def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1; equal values share the mean of theirs."""
-    _, which, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[which]
 
 
