@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ..hub.fetching import reach_hub
-from .texts import FILE_TYPES, DataError, begins_with_null, has_text, separated_by, warn_of_unknown
+from .texts import FILE_TYPES, NO_ROWS, DataError, check_columns, has_text, reader_options, warn_of_unknown
 
 STREAM_TYPES = FILE_TYPES | {".txt": "text"}
 PACKINGS = ("none", "length", "packed")
@@ -234,27 +234,22 @@ def open_rows(source: str, text_column: str) -> tuple[datasets.IterableDataset, 
             *name, split = source.split(":")
             rows = load_dataset(*name, split=split, streaming=True)
         else:
-            kind = _type(files[0])
-            options: dict[str, Any] = {}
-            if kind == "text":
-                text_column = "text"
-            if kind == "csv":  # see `read_table`
-                options = {"keep_default_na": False, "converters": {text_column: str}}
-            if kind == "json" and any(begins_with_null(file) for file in files):  # as there
-                raise DataError(f"{source}: cannot be read as json: it begins with null. Every row must have columns.")
+            kind = STREAM_TYPES[_type(files[0])]
+            text_column = "text" if kind == "text" else text_column
+            options = reader_options(kind, files, [text_column])
             if kind == "parquet":
-                options = {"columns": [text_column]}
+                options["columns"] = [text_column]
                 for file in files:  # the others are too slow to look at all of them
-                    _check_column(file, text_column, parquet.read_schema(file).names)
-            rows = load_dataset(kind, data_files=files, split="train", streaming=True, **options)
+                    check_columns(file, [text_column], parquet.read_schema(file).names)
+            rows = load_dataset(kind, split="train", streaming=True, **options)
         names = rows.column_names or next(iter(rows.with_format("arrow").iter(1))).column_names
     except DataError:
         raise
     except StopIteration:
-        raise DataError(f"{source}: there are no rows. At least one sentence is needed.") from None
+        raise DataError(f"{source}: {NO_ROWS}") from None
     except Exception as error:  # as above
         raise DataError(f"{source}: cannot be read: {error.__cause__ or error}") from error
-    _check_column(source, text_column, names)
+    check_columns(source, [text_column], names)
     return rows.select_columns([text_column]), text_column
 
 
@@ -262,32 +257,23 @@ def find_files(source: str) -> list[str]:
     """The files that `source` names, sorted; none if it is a name on the Hub."""
     path = Path(source)
     if path.is_dir():
-        files = [str(file) for file in path.rglob("*") if _type(str(file)) is not None]
+        files = [str(file) for file in path.rglob("*") if _type(str(file)) in STREAM_TYPES]
     else:
         files = [source] if path.is_file() else glob.glob(source, recursive=True)
-    if not files and (":" not in source or glob.has_magic(source) or _type(source) is not None):
+    if not files and (":" not in source or glob.has_magic(source) or _type(source) in STREAM_TYPES):
         raise DataError(
             f"{source}: no such file, and no folder or pattern with files of type {', '.join(STREAM_TYPES)}. Check the "
             "path."
         )
-    kinds = {_type(file) for file in files}
-    if len(kinds) > 1 or None in kinds:
+    types = {_type(file) for file in files}
+    if len({STREAM_TYPES.get(suffix) for suffix in types}) > 1 or not types <= STREAM_TYPES.keys():
         raise DataError(
-            f"{source}: files of one type are needed, of {', '.join(STREAM_TYPES)}; got "
-            f"{', '.join(str(kind) for kind in kinds)}. Name them by a pattern (*.parquet)."
+            f"{source}: files of one type are needed, of {', '.join(STREAM_TYPES)}; got {', '.join(sorted(types))}. "
+            "Name them by a pattern (*.parquet)."
         )
-    for file in files:
-        if not Path(file).stat().st_size:
-            raise DataError(f"{file}: the file is empty. Was it written completely?")
     return sorted(files)
 
 
-def _check_column(source: str, column: str, names: list[str]) -> None:
-    if column not in names:
-        hint = separated_by(",".join(names))
-        raise DataError(f"{source}: no column {column!r}; it has {names}. Name the right one (text_column){hint}.")
-
-
-def _type(file: str) -> str | None:
-    path = Path(file.lower())
-    return STREAM_TYPES.get((path.with_suffix("") if path.suffix == ".gz" else path).suffix)
+def _type(file: str) -> str:
+    """The ending that says what is in a file, before one of gzip."""
+    return Path(file.lower().removesuffix(".gz")).suffix

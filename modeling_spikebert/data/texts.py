@@ -22,9 +22,9 @@ logger = logging.get_logger(__name__)
 FILE_TYPES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 IGNORED_LABEL = -100  # what torch's cross entropy ignores, and a teacher fills in
 LARGEST_NUMBER = 1e18  # in regression: its square is finite in float32
+NO_ROWS = "there are no rows. At least one sentence is needed."
 MOST_UNKNOWN = 0.05  # of all tokens, without a word about it
 ROWS_LOOKED_AT = 1000  # for tokens that are unknown
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of what is called csv, too
 
 
 class DataError(ValueError):
@@ -218,27 +218,21 @@ def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
     if suffix in FILE_TYPES:
         if not Path(source).is_file():
             raise DataError(f"{source}: no such file. Check the path.")
-        if not Path(source).stat().st_size:
-            raise DataError(f"{source}: the file is empty. Was it written completely?")
-        if FILE_TYPES[suffix] == "json" and begins_with_null(source):  # pyarrow 26 ends the process there
-            raise DataError(f"{source}: cannot be read as json: it begins with null. Every row must have columns.")
-        # In a csv a text "null", "NA" or "12" is text as well; pandas would read a missing value or a number.
-        options: dict[str, Any] = {"keep_default_na": False, "converters": dict.fromkeys(text_columns, str)}
+        kind = FILE_TYPES[suffix]
+        options = reader_options(kind, [source], text_columns)
         try:
-            table = load_dataset(
-                FILE_TYPES[suffix], data_files=source, split="train", **(options if suffix == ".csv" else {})
-            )
+            table = load_dataset(kind, split="train", **options)
         except Exception as error:  # the readers raise errors of many types
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):
-                raise DataError(f"{source}: there are no rows. At least one sentence is needed.") from error
+                raise DataError(f"{source}: {NO_ROWS}") from error
             if isinstance(cause, OSError) and cause.errno:  # of the disk, as when it is full
                 raise DataError(f"{source}: cannot be read: {cause}.") from error
             line = _damaged_line(source) if suffix == ".jsonl" else None
             raise DataError(
-                f"{source}: cannot be read as {FILE_TYPES[suffix]}: {cause}"
+                f"{source}: cannot be read as {kind}: {cause}"
                 f"{'' if line is None else f' (line {line + 1} of the file)'}. It must be whole and in UTF-8"
-                f"{separated_by(_first_line(source)) if suffix == '.csv' else ''}."
+                f"{', its columns separated by commas' if kind == 'csv' else ''}."
             ) from error
     elif ":" in source:
         *name, split = source.split(":")
@@ -252,18 +246,39 @@ def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
             f"{source}: neither a file of type {', '.join(FILE_TYPES)} nor a split of a Hub data set (name:split)."
         )
     if not len(table):
-        raise DataError(f"{source}: there are no rows. At least one sentence is needed.")
+        raise DataError(f"{source}: {NO_ROWS}")
     return table
+
+
+def reader_options(kind: str, files: list[str], text_columns: Iterable[str]) -> dict[str, Any]:
+    """What `load_dataset` takes for files of one type.
+
+    Raises:
+        DataError: a file is empty, or json that would end the process.
+    """
+    for file in files:
+        if not Path(file).stat().st_size:
+            raise DataError(f"{file}: the file is empty. Was it written completely?")
+        if kind == "json" and _begins_with_null(file):  # pyarrow 26 ends the process there
+            raise DataError(f"{file}: cannot be read as json: it begins with null. Every row must have columns.")
+    options: dict[str, Any] = {"data_files": files}
+    if kind == "csv":  # a text "null", "NA" or "12" is text as well; pandas would read a missing value or a number
+        options |= {"keep_default_na": False, "converters": dict.fromkeys(text_columns, str)}
+    return options
+
+
+def check_columns(source: str, columns: Iterable[str], names: list[str]) -> None:
+    for column in columns:
+        if column not in names:
+            raise DataError(
+                f"{source}: no column {column!r}; it has {names}. Name the right one (text_column, label_column); in a "
+                "csv, commas separate columns."
+            )
 
 
 def select_columns(table: Dataset, source: str, columns: dict[str, str]) -> Dataset:
     """The table with its `columns` under our names (the keys), and `kind` if it has that; every text is checked."""
-    for column in columns.values():
-        if column not in table.column_names:
-            raise DataError(
-                f"{source}: no column {column!r}; it has {table.column_names}. Name the right one (text_column, "
-                f"label_column){separated_by(','.join(table.column_names))}."
-            )
+    check_columns(source, columns.values(), table.column_names)
     ours = {column: name for name, column in columns.items()}
     if len(ours) < len(columns):
         raise DataError(f"{source}: {columns} must be different columns.")
@@ -274,14 +289,6 @@ def select_columns(table: Dataset, source: str, columns: dict[str, str]) -> Data
             raise DataError(f"{source}: {len(empty)} rows have no text in {column!r} ({_rows(empty)}). Remove them.")
     kind = [] if "kind" in columns.values() or "kind" not in table.column_names else ["kind"]
     return table.select_columns([*ours, *kind]).rename_columns(ours | {name: name for name in kind})
-
-
-def separated_by(header: str) -> str:
-    """The end of a message about a csv, from its first line: what to do if it has no commas."""
-    for mark, name in SEPARATORS.items():
-        if mark in header and "," not in header:
-            return f"; it is separated by {name}, a csv must be by commas"
-    return ""
 
 
 def has_text(value: Any) -> bool:
@@ -405,24 +412,11 @@ def _values(table: Dataset, column: str, source: str) -> list[Any]:
         return table[column][:]
     except UnicodeDecodeError as error:  # parquet and json readers do not look at strings
         data = table.data.column(column).cast("binary").to_pylist()
-        wrong = [row for row, value in enumerate(data) if value is not None and not _is_utf8(value)]
+        wrong = [row for row, value in enumerate(data) if value and value.decode(errors="ignore").encode() != value]
         raise DataError(f"{source}: {column!r} is not in UTF-8 ({_rows(wrong)}). Write the file in UTF-8.") from error
 
 
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _first_line(source: str) -> str:
-    with Path(source).open(encoding="utf-8", errors="replace") as lines:
-        return next(lines, "")
-
-
-def begins_with_null(source: str) -> bool:
+def _begins_with_null(source: str) -> bool:
     with Path(source).open("rb") as lines:
         first = next((line for line in lines if line.strip()), b"")
     return first.removeprefix(codecs.BOM_UTF8).strip().startswith(b"null")
