@@ -9,53 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, Trainer
 
-BODY = """---
-{metadata}
----
-
-# {name}
-
-A spiking Transformer for language (SpikeBERT, [arXiv 2308.15122](https://arxiv.org/abs/2308.15122)){taught_by}.
-Its depth is {num_hidden_layers}, its width {hidden_size}, its number of time steps {num_time_steps}. The neurons are
-leaky integrate-and-fire neurons; {variant}.
-
-## Use
-
-```python
-{usage}
-```
-
-## Results
-
-{results}
-
-## Energy
-
-{energy}
-
-## Training
-
-{training}
-
-## Limits
-
-It repeats what is wrong or one-sided in its training data. Text from elsewhere and other languages were not
-tried. Low firing rates save energy on hardware that skips silent synapses; ordinary matrix products compute all of
-them at each time step.
-"""
-
-# `.` is the folder of the card, where there is no repository.
-CLASSIFY = """from transformers import pipeline
-
-classify = pipeline("text-classification", model="{location}", trust_remote_code=True)
-classify("One sentence.", truncation=True)"""
-
-ENCODE = """from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{location}")
-model = AutoModel.from_pretrained("{location}", trust_remote_code=True)
-model(**tokenizer("One sentence.", return_tensors="pt")).last_hidden_state"""
-
+TEMPLATE = Path(__file__).with_suffix(".md")
 OPTIONS = (
     "stage",
     "learning_rate",
@@ -64,11 +18,6 @@ OPTIONS = (
     "weight_decay",
     "seed",
 )
-
-VARIANTS = {
-    "membrane": "each linear layer inside its blocks sees binary spikes",
-    "published": "its residual stream is a sum of spikes, as published",
-}
 
 
 def model_card(
@@ -133,20 +82,21 @@ def model_card(
         ]
         or None,
     )
-    content = BODY.format(
-        metadata=data.to_yaml(),
+    results = {name: metrics, **(comparison or {})} if metrics else {}
+    return ModelCard.from_template(
+        data,
+        str(TEMPLATE),
         name=name,
-        taught_by=f", taught by `{base_model}`" if base_model else "",
-        num_hidden_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        num_time_steps=config.num_time_steps,
-        variant=VARIANTS[config.variant],
-        usage=(CLASSIFY if classifies else ENCODE).format(location=repository or "."),
-        results=_table({name: metrics, **(comparison or {})}, shown_dataset, split) if metrics else "Not measured.",
-        energy=energy or "Not estimated.",
-        training="\n".join(f"- {key}: {value}" for key, value in (training or {}).items()) or "Not recorded.",
+        config=config,
+        classifies=classifies,
+        location=repository or ".",  # `.` is the folder of the card, where there is no repository
+        results=results,
+        columns=list(dict.fromkeys(metric for values in results.values() for metric in values)),
+        shown_dataset=shown_dataset,
+        split=split,
+        energy=energy,
+        training=training or {},
     )
-    return ModelCard(content)
 
 
 def write_model_card(
@@ -223,14 +173,3 @@ def _first(value: str | list[str] | None) -> str | None:
 def _identifier(name: str) -> str:
     """The Hub takes letters, digits, `_`, `.` and `-` as type of a data set."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-").lower()
-
-
-def _table(rows: Mapping[str, Mapping[str, float]], dataset: str | None, split: str) -> str:
-    metrics = list(dict.fromkeys(metric for values in rows.values() for metric in values))
-    lines = [f"Measured on the {split} split" + (f" of {dataset}." if dataset else "."), ""]
-    lines.append("| | " + " | ".join(metrics) + " |")
-    lines.append("|---|" + "---|" * len(metrics))
-    for name, values in rows.items():
-        cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
