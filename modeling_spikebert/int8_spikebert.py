@@ -7,7 +7,7 @@ rounded. The input needs no calibration and no scale of its own.
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,15 +45,11 @@ def int8_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, weight_sca
     rows = spikes.to(torch.uint8).reshape(math.prod(spikes.shape[:-1]), spikes.shape[-1])
     if spikes.dtype != torch.uint8 and not (rows.view(spikes.shape) == spikes).all():
         return None
-    packed = _packed(weight, bias, weight_scale)
     out = torch.ops.onednn.qlinear_pointwise(
         rows,
         1.0,  # scale and zero point of the spikes
         0,
-        packed.weight,
-        packed.scale,
-        packed.zero_point,
-        packed.bias,
+        *_packed(weight, bias, weight_scale),
         1.0,  # scale and zero point of the output
         0,
         torch.bfloat16,
@@ -64,39 +60,25 @@ def int8_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, weight_sca
     return out.view(*spikes.shape[:-1], len(weight))
 
 
-class _PackedWeight(NamedTuple):
-    """int8 weights as oneDNN wants them; `weight` is opaque."""
-
-    weight: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    bias: Tensor | None
-
-
-class _Held(NamedTuple):
-    """What a weight was packed from, beside itself, and what came of it."""
-
-    weight_scale: Tensor
-    bias: Tensor | None
-    states: list[tuple[Any, ...]]
-    packed: _PackedWeight
-
-
+# Of a weight: its scale and bias, the states of all three, and what they were packed into.
 _HELD: Any = WeakTensorKeyDictionary()
 
 
-def _packed(weight: Tensor, bias: Tensor | None, weight_scale: Tensor) -> _PackedWeight:
-    """Packed once, and again if a tensor was replaced or changed."""
+def _packed(weight: Tensor, bias: Tensor | None, weight_scale: Tensor) -> tuple[Tensor | None, ...]:
+    """The weight as oneDNN wants it, which is opaque; its scale, zero point and bias.
+
+    Packed once, and again if a tensor was replaced or changed.
+    """
     states = [state_of(tensor) for tensor in (weight, weight_scale, bias) if tensor is not None]
     held = _HELD.get(weight)
-    if held is not None and held.weight_scale is weight_scale and held.bias is bias and held.states == states:
-        return held.packed
+    if held is not None and held[0] is weight_scale and held[1] is bias and held[2] == states:
+        return held[3]
     with torch.inference_mode(False):  # so that it can be used outside of it, too
-        packed = _PackedWeight(
+        packed = (
             torch.ops.onednn.qlinear_prepack(weight.detach(), None),
             weight_scale.detach().float(),  # the model may be in half precision
             torch.zeros(len(weight), dtype=torch.int64, device=weight.device),
             None if bias is None else bias.detach().float(),
         )
-    _HELD[weight] = _Held(weight_scale, bias, states, packed)
+    _HELD[weight] = (weight_scale, bias, states, packed)
     return packed

@@ -126,37 +126,20 @@ def augment(
         {side: Value("string") for side in sides} | {"label": train.features["label"], "kind": Value("string")}
     )
     _tagger(settings.language)  # is it installed? and read once, before the processes part
-    options: dict[str, Any] = {"batched": True, "batch_size": 100, "load_from_cache_file": False}
-    processes = min(num_proc, len(train)) if num_proc > 1 else None
+    every: dict[str, Any] = {"batched": True, "batch_size": 100, "load_from_cache_file": False}
+    parallel = every | {"num_proc": min(num_proc, len(train)) if num_proc > 1 else None}
 
     texts = train.select_columns(sides)
-    words = texts.map(
-        _split,
-        fn_kwargs={"language": settings.language},
-        remove_columns=sides,
-        num_proc=processes,
-        desc="Splitting into tagged words",
-        **options,
-    )
+    options: dict[str, Any] = {"fn_kwargs": {"language": settings.language}, "remove_columns": sides}
+    words = texts.map(_split, desc="Splitting into tagged words", **options, **parallel)
     vocabulary = count_words(words, sides)
     if masked_lm is not None:
         candidates = Features({f"{side}_candidates": List(List(Value("string"))) for side in sides})
-        words = words.map(
-            masked_lm.add_candidates,
-            features=Features({**words.features, **candidates}),
-            desc="Asking the masked language model",
-            **options,
-        )
-    copies = words.map(
-        _copy,
-        with_indices=True,
-        fn_kwargs={"sides": sides, "vocabulary": vocabulary, "settings": settings},
-        remove_columns=words.column_names,
-        features=schema,
-        num_proc=processes,
-        desc="Making copies",
-        **options,
-    )
+        features = Features({**words.features, **candidates})
+        words = words.map(masked_lm.add_candidates, features=features, desc="Asking the masked language model", **every)
+    options = {"fn_kwargs": {"sides": sides, "vocabulary": vocabulary, "settings": settings}, "features": schema}
+    options |= {"with_indices": True, "remove_columns": words.column_names}
+    copies = words.map(_copy, desc="Making copies", **options, **parallel)
     if sentences:
         added = {"text": sentences, "label": [None] * len(sentences), "kind": [SENTENCE_KIND] * len(sentences)}
         copies = concatenate_datasets([copies, Dataset.from_dict(added, features=schema)])

@@ -32,7 +32,6 @@ class Task:
         train_split: split for training.
         validation_split: split for validation. None if the data set has none: then it is a tenth of the rows of
             `train_split`, drawn with a fixed seed. Test splits are never used.
-        language: of the text.
     """
 
     path: str
@@ -44,7 +43,6 @@ class Task:
     label_column: str = "label"
     train_split: str = "train"
     validation_split: str | None = "validation"
-    language: str = "en"
 
     @property
     def regression(self) -> bool:
@@ -84,8 +82,8 @@ TASKS = {
     "mr": Task("cornell-movie-review-data/rotten_tomatoes", ("neg", "pos")),
     "subj": Task("SetFit/subj", ("objective", "subjective"), validation_split=None),
     "sst5": Task("SetFit/sst5", ("very negative", "negative", "neutral", "positive", "very positive")),
-    "chnsenti": Task("lansinuote/ChnSentiCorp", _NEGATIVE_POSITIVE, language="zh"),
-    "waimai": Task("XiangPan/waimai_10k", _NEGATIVE_POSITIVE, validation_split=None, language="zh"),
+    "chnsenti": Task("lansinuote/ChnSentiCorp", _NEGATIVE_POSITIVE),
+    "waimai": Task("XiangPan/waimai_10k", _NEGATIVE_POSITIVE, validation_split=None),
 }
 
 
@@ -112,9 +110,7 @@ def load_task(name: str, train: str | None = None, validation: str | None = None
         tables = [parts["train"], parts["test"]]
     else:
         tables = [_read(task, source) for source in sources]
-    return labelled_text(
-        tables[0], tables[1], (sources[0], sources[1]), regression=task.regression, label_names=task.label_names
-    )
+    return labelled_text(tables, sources, regression=task.regression, label_names=task.label_names)
 
 
 def metrics_for(text: LabelledText, task: str | None = None) -> Callable[[EvalPrediction], dict[str, float]]:

@@ -129,7 +129,7 @@ def load_labelled(
         table = read_table(source, columns.values())
         augmented = "kind" in table.column_names and text_column not in table.column_names  # it has our names
         tables.append(select_columns(table, source, {name: name for name in columns} if augmented else columns))
-    return labelled_text(tables[0], tables[1], (train, validation), regression)
+    return labelled_text(tables, (train, validation), regression)
 
 
 def load_unlabelled(source: str, text_column: str = "text") -> Dataset:
@@ -301,21 +301,17 @@ def has_text(value: Any) -> bool:
 
 
 def labelled_text(
-    train: Dataset,
-    validation: Dataset,
-    sources: tuple[str, str],
-    regression: bool = False,
-    label_names: Sequence[str] = (),
+    tables: Sequence[Dataset], sources: Sequence[str], regression: bool = False, label_names: Sequence[str] = ()
 ) -> LabelledText:
     """Checks labels and numbers them.
 
     Args:
-        train: from `select_columns`.
-        validation: the same.
+        tables: for training and for validation, from `select_columns`.
         sources: names of both, for messages.
         regression: see `load_labelled`.
         label_names: of a task that has its own; the data may then have them or their numbers.
     """
+    train, validation = tables
     labels = [
         _labels(train, sources[0], regression, may_lack=_copies(train)),
         _labels(validation, sources[1], regression, may_lack=[False] * len(validation)),
@@ -327,14 +323,14 @@ def labelled_text(
         )
     if regression:
         numbers = [[math.nan if label is None else label for label in split] for split in labels]
-        splits = [_split(*part, Value("float32")) for part in zip((train, validation), numbers, strict=True)]
+        splits = [_split(*part, Value("float32")) for part in zip(tables, numbers, strict=True)]
         return LabelledText(splits[0], splits[1], [], "regression")
 
     feature = train.features["label"]
     names = list(label_names or (feature.names if isinstance(feature, ClassLabel) else sorted(known, key=_by_number)))
     ids = ({str(i): i for i in range(len(names))} if label_names else {}) | {name: i for i, name in enumerate(names)}
     splits = []
-    for table, source, split in zip((train, validation), sources, labels, strict=True):
+    for table, source, split in zip(tables, sources, labels, strict=True):
         unknown = [row for row, label in enumerate(split) if label is not None and label not in ids]
         if unknown:
             owner = "the task" if label_names else sources[0]

@@ -87,16 +87,13 @@ def _sentences(model: PreTrainedModel, inputs: Any) -> list[dict[str, Tensor]]:
         arguments = model_arguments(model, batch)
         ids = arguments["input_ids"]
         real = arguments.get("attention_mask", torch.ones_like(ids)).bool()  # [B, L]
-        for row in range(min(len(ids), NUM_SENTENCES - len(sentences))):
-            sentences.append(
-                {
-                    name: value[row : row + 1, real[row]] if value.shape == ids.shape else value
-                    for name, value in arguments.items()
-                }
-            )
-        if len(sentences) == NUM_SENTENCES:
+        sentences += [
+            {name: x[row : row + 1, real[row]] if x.shape == ids.shape else x for name, x in arguments.items()}
+            for row in range(len(ids))
+        ]
+        if len(sentences) >= NUM_SENTENCES:
             break
-    return sentences
+    return sentences[:NUM_SENTENCES]
 
 
 def _round(model: PreTrainedModel, sentences: list[dict[str, Tensor]]) -> list[float]:
