@@ -17,7 +17,7 @@ from ..data.augmentation import AugmentationSettings, MaskedLanguageModel, augme
 from ..data.streams import open_rows
 from ..data.texts import has_text, read_table, select_columns
 from ..hub.fetching import reach_hub
-from .options import DataclassParser
+from .options import DataclassParser, check_at_least
 
 SHUFFLE_BUFFER_SIZE = 10_000  # texts from which the next one is drawn
 
@@ -49,10 +49,7 @@ class AugmentArguments:
     num_proc: int = field(default=1, metadata={"help": "Processes. The copies do not depend on it."})
 
     def __post_init__(self) -> None:
-        if self.num_proc < 1:
-            raise ValueError(f"num_proc must be at least 1, got {self.num_proc}.")
-        if self.num_sentences < 1:
-            raise ValueError(f"num_sentences must be at least 1, got {self.num_sentences}.")
+        check_at_least(1, self, "num_proc", "num_sentences")
         output = Path(self.output_file)
         if output.suffix.lower() != ".parquet":
             raise ValueError(f"{output}: the output is a parquet file. Name it so: {output.with_suffix('.parquet')}.")

@@ -73,8 +73,6 @@ OPTIONAL = (
     "attention_scale",
     "id2label",
 )
-# The published code sizes the embeddings by the tokenizer of its teacher; its scripts name the first of these.
-TOKENIZERS = {28996: "bert-base-cased", 30522: "bert-base-uncased", 21128: "bert-base-chinese"}
 
 
 def main(arguments: list[str]) -> None:
@@ -130,9 +128,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"As stated, not checkable: T {config.num_time_steps}, tau {config.tau}, threshold {config.v_threshold}")
     print(f"Dropped: {dropped}{kept}")
     if tokenizer is None:
-        known = TOKENIZERS.get(config.vocab_size)
-        hint = f"; {known} has as many tokens" if known else ""
-        print(f"No tokenizer: pass that of the teacher with --tokenizer{hint}")
+        print("No tokenizer: pass that of the teacher with --tokenizer")
     print(f"Written: {folder}")
 
 

@@ -19,16 +19,10 @@ from transformers import (
 from transformers.utils import logging
 
 from ..data import DataError, load_unlabelled, tokenize
-from ..energy import (
-    CONSTANTS,
-    EnergyComparison,
-    EnergyConstants,
-    EnergyReport,
-    measured_energy,
-)
+from ..energy import CONSTANTS, EnergyComparison, EnergyConstants, EnergyReport, measured_energy
 from ..hub.fetching import loading
 from ..teacher_spikebert import first_position_of
-from .options import OptionParser
+from .options import OptionParser, check_at_least
 
 
 def main(arguments: list[str]) -> None:
@@ -60,11 +54,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write everything as json")
     parser.add_argument("--plots", metavar="DIR", help="write pictures")
     args = parser.parse_args(arguments)
-    for name in ("num_sentences", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if args.max_length is not None and args.max_length < 3:
-        parser.error(f"--max-length must be at least 3, got {args.max_length}: two tokens are special ones.")
+    check_at_least(1, args, "num_sentences", "batch_size")
+    if args.max_length is not None:
+        check_at_least(3, args, "max_length")  # two tokens are special ones
     return args
 
 

@@ -37,6 +37,12 @@ class DataclassParser(OptionParser, HfArgumentParser):
         return super().add_argument(*dict.fromkeys(map(with_dashes, names)), **kwargs)
 
 
+def check_at_least(smallest: int, options: Any, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < smallest:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {smallest}, got {getattr(options, name)}.")
+
+
 def is_option(argument: str) -> bool:
     return argument.startswith("--") and argument != "--" and " " not in argument
 

@@ -39,7 +39,7 @@ from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..hub.fetching import loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, SpikeBertPreTrainedModel
-from .options import DataclassParser
+from .options import DataclassParser, check_at_least
 
 NUM_ENERGY_SENTENCES = 200
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
@@ -87,12 +87,9 @@ class QuickstartArguments:
     def __post_init__(self) -> None:
         if (self.train_file is None) != (self.validation_file is None):
             raise DataError("Pass both --train-file and --validation-file, or neither.")
-        sizes = ("num_hidden_layers", "num_time_steps", "batch_size")
-        for name in ("teacher_steps", "general_steps", "task_steps", *sizes):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
-        if self.max_length < 3:
-            raise ValueError(f"--max-length must be at least 3, got {self.max_length}: two tokens are special ones.")
+        check_at_least(1, self, "teacher_steps", "general_steps", "task_steps")
+        check_at_least(1, self, "num_hidden_layers", "num_time_steps", "batch_size")
+        check_at_least(3, self, "max_length")  # two tokens are special ones
         for name in ("teacher_learning_rate", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
