@@ -28,7 +28,7 @@ from ..distillation.projections import ATTRIBUTE, FeatureProjections
 from ..hub import model_card
 from ..hub.fetching import loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
-from .options import OptionParser
+from .options import OptionParser, check_new_folder
 
 # Published module to ours, None where it is dropped; `{i}` is the block. Each has a weight and, but for `emb`, a bias.
 ENCODER = {
@@ -102,8 +102,7 @@ def run(args: argparse.Namespace) -> None:
     """Checks everything, then writes the folder and prints what was stated, inferred and dropped."""
     logging.disable_progress_bar()
     folder = Path(args.output_dir)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty. Choose another --output-dir, or remove it.")
+    check_new_folder(folder)
     stated = read_config(args.config)
     tensors = read_state_dict(Path(args.file))
     stage = "task" if any(name.startswith("classifier.") for name in tensors) else "general"

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
@@ -41,6 +42,11 @@ def check_at_least(smallest: int, options: Any, *names: str) -> None:
     for name in names:
         if getattr(options, name) < smallest:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {smallest}, got {getattr(options, name)}.")
+
+
+def check_new_folder(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty. Choose another --output-dir, or remove it.")
 
 
 def is_option(argument: str) -> bool:

@@ -39,7 +39,7 @@ from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..hub.fetching import loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, SpikeBertPreTrainedModel
-from .options import DataclassParser, check_at_least
+from .options import DataclassParser, check_at_least, check_new_folder
 
 NUM_ENERGY_SENTENCES = 200
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
 def run(args: QuickstartArguments) -> dict[str, Any]:
     """Trains, compares and writes the run folder; returns what `metrics.json` holds."""
     folder = Path(args.output_dir)
-    check(args, folder)
+    check(folder)
     start = time.perf_counter()
     set_seed(args.seed)
 
@@ -217,10 +217,9 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     return report
 
 
-def check(args: QuickstartArguments, folder: Path) -> None:
+def check(folder: Path) -> None:
     """Refuses before any work what would fail after it."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty. Choose another --output-dir, or remove it.")
+    check_new_folder(folder)
     if find_spec("matplotlib") is None:
         raise ImportError(
             "matplotlib is not installed. Install the extra: pip install -c constraints.txt '.[quickstart]'."

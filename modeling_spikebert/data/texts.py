@@ -312,10 +312,7 @@ def labelled_text(
         label_names: of a task that has its own; the data may then have them or their numbers.
     """
     train, validation = tables
-    labels = [
-        _labels(train, sources[0], regression, may_lack=_copies(train)),
-        _labels(validation, sources[1], regression, may_lack=[False] * len(validation)),
-    ]
+    labels = [_labels(train, sources[0], regression, copies=True), _labels(validation, sources[1], regression)]
     known = {label for label in labels[0] if label is not None}
     if len(known) < 2:
         raise DataError(
@@ -347,8 +344,8 @@ def _split(table: Dataset, labels: list[Any], dtype: Value) -> Dataset:
     return Dataset.from_dict({name: table[name][:] for name in texts} | {"label": labels}, features=features)
 
 
-def _labels(table: Dataset, source: str, regression: bool, may_lack: list[bool]) -> list[Any]:
-    """Class names, or numbers in regression; None for the rows that may lack a label and do."""
+def _labels(table: Dataset, source: str, regression: bool, copies: bool = False) -> list[Any]:
+    """Class names, or numbers in regression; with `copies`, None for augmented copies without label."""
     feature, values = table.features["label"], _values(table, "label", source)
     if regression:
         labels: list[Any] = [_number(value) for value in values]
@@ -356,10 +353,11 @@ def _labels(table: Dataset, source: str, regression: bool, may_lack: list[bool])
         labels = [feature.names[value] if value in range(len(feature.names)) else None for value in values]
     else:
         labels = [_class_name(value) for value in values]
+    kinds = table["kind"][:] if copies and "kind" in table.column_names else [None] * len(table)
     wrong = [
         row
-        for row, (label, value) in enumerate(zip(labels, values, strict=True))
-        if label is None and not (may_lack[row] and _is_missing(value))
+        for row, (label, value, kind) in enumerate(zip(labels, values, kinds, strict=True))
+        if label is None and (kind in (None, "original") or not _is_missing(value))
     ]
     if wrong:
         expected = f"numbers of less than {LARGEST_NUMBER:.0e}" if regression else "integers or strings"
@@ -368,13 +366,6 @@ def _labels(table: Dataset, source: str, regression: bool, may_lack: list[bool])
             f"{'numbers' if regression else 'class names or numbers; real numbers are for regression'}."
         )
     return labels
-
-
-def _copies(table: Dataset) -> list[bool]:
-    """Which rows are augmented copies."""
-    if "kind" not in table.column_names:
-        return [False] * len(table)
-    return [kind not in (None, "original") for kind in table["kind"]]
 
 
 def _class_name(value: Any) -> str | None:

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, Trainer
 
 TEMPLATE = Path(__file__).with_suffix(".md")
+# Of the training, what a card lists.
 OPTIONS = (
     "stage",
     "learning_rate",
@@ -57,7 +58,7 @@ def model_card(
     """
     config: Any = model.config
     metrics = dict(metrics or {})
-    shown_dataset = dataset_name or dataset
+    shown = dataset_name or dataset
     classifies = "ForSequenceClassification" in type(model).__name__  # by name: remote code brings classes of its own
     data = ModelCardData(
         language=language,
@@ -72,8 +73,8 @@ def model_card(
         eval_results=[
             EvalResult(
                 task_type="text-classification",
-                dataset_type=dataset or _identifier(shown_dataset or "unknown"),
-                dataset_name=shown_dataset or "unknown",
+                dataset_type=dataset or _identifier(shown or "unknown"),
+                dataset_name=shown or "unknown",
                 dataset_split=split,
                 metric_type=metric,
                 metric_value=round(value, 4),
@@ -92,7 +93,7 @@ def model_card(
         location=repository or ".",  # `.` is the folder of the card, where there is no repository
         results=results,
         columns=list(dict.fromkeys(metric for values in results.values() for metric in values)),
-        shown_dataset=shown_dataset,
+        dataset=shown,
         split=split,
         energy=energy,
         training=training or {},
