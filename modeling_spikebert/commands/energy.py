@@ -54,9 +54,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write everything as json")
     parser.add_argument("--plots", metavar="DIR", help="write pictures")
     args = parser.parse_args(arguments)
-    check_at_least(1, args, "num_sentences", "batch_size")
-    if args.max_length is not None:
-        check_at_least(3, args, "max_length")  # two tokens are special ones
+    try:
+        check_at_least(1, args, "num_sentences", "batch_size")
+        if args.max_length is not None:
+            check_at_least(3, args, "max_length")  # two tokens are special ones
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
