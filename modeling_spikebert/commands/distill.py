@@ -46,14 +46,11 @@ from ..distillation import (
     PROJECTIONS_NAME,
     DistillationTrainer,
     DistillationTrainingArguments,
-    FiniteLossCallback,
     ResumableTrainer,
-    use_console,
 )
 from ..distillation.checkpoints import last_checkpoint
 from ..distillation.run_folder import the_only_run
 from ..energy import compare_energy
-from ..hub import CodeFilesCallback
 from ..hub.fetching import reach_hub
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 from .exits import did_you_mean
@@ -379,16 +376,12 @@ def fine_tuning(
     if not isinstance(model, SpikeBertForSequenceClassification):
         model.accepts_loss_kwargs = False  # transformers' own classifiers take num_items_in_batch and do not use it
     tokenizer = AutoTokenizer.from_pretrained(source)
-    args.logging_nan_inf_filter = False  # or a loss that is not finite would be logged as 0
-    trainer = ResumableTrainer(
+    return ResumableTrainer(
         model,
         args,
         compute_metrics=metrics_for(text, data_args.task),
-        callbacks=[CodeFilesCallback(), FiniteLossCallback()],
         **tokenized(text.train, text.validation, tokenizer, data_args, args),
     )
-    use_console(trainer)
-    return trainer
 
 
 def read_labelled(data_args: DataArguments) -> LabelledText:

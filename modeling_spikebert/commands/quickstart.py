@@ -31,9 +31,7 @@ from ..data.bundled import TEACHER, bundled_teacher, bundled_tweets
 from ..distillation import (
     DistillationTrainer,
     DistillationTrainingArguments,
-    FiniteLossCallback,
     ResumableTrainer,
-    use_console,
 )
 from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
@@ -135,10 +133,7 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     data: dict[str, Any] = {"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)}
 
     def finetune(model: PreTrainedModel, **options: Any) -> Trainer:
-        trainer = ResumableTrainer(
-            model, TrainingArguments(**options), train_dataset=train, callbacks=[FiniteLossCallback()], **data
-        )
-        use_console(trainer)
+        trainer = ResumableTrainer(model, TrainingArguments(**options), train_dataset=train, **data)
         trainer.train()
         return trainer
 
@@ -263,7 +258,6 @@ def _options(args: QuickstartArguments, steps: int, learning_rate: float | None 
         "per_device_train_batch_size": args.batch_size,
         "train_sampling_strategy": "group_by_length",
         "logging_steps": max(1, steps // 20),
-        "logging_nan_inf_filter": False,
         "save_strategy": "no",  # each stage is saved when it is done
         "dataloader_pin_memory": torch.cuda.is_available(),  # or it warns that there is no accelerator
         "report_to": [],

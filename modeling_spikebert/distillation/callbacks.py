@@ -1,51 +1,11 @@
-import math
-import time
 from typing import Any
 
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .projections import ATTRIBUTE
 
 # Of an evaluation's log, what a line leaves out: parts of the loss, rates and speeds.
 UNPRINTED = ("loss_", "firing_rate", "runtime", "per_second", "preparation_time")
-
-
-class FiniteLossCallback(TrainerCallback):
-    """Stops a plain `Trainer` whose logged loss is not finite; `DistillationTrainer` looks at each step by itself.
-
-    Needs `logging_nan_inf_filter=False`, or the Trainer logs 0 in its place.
-    """
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(float(loss)):
-            raise FloatingPointError(
-                f"The loss is {loss} at step {state.global_step}. Lower the learning rate (now {args.learning_rate}); "
-                f"earlier checkpoints, if there are any, are in {args.output_dir}."
-            )
-
-
-def use_console(trainer: Trainer, teacher: PreTrainedModel | None = None) -> None:
-    """Lets a `Trainer` print a readable line a log in place of a dictionary; notebooks keep their table."""
-    printers = [trainer.pop_callback(callback) for callback in (PrinterCallback, ProgressCallback)]
-    if any(printers):
-        trainer.add_callback(ConsoleCallback(teacher))
 
 
 class ConsoleCallback(ProgressCallback):
@@ -70,17 +30,14 @@ class ConsoleCallback(ProgressCallback):
         if not state.is_world_process_zero:
             return
         assert model is not None
-        self.batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.first_step = self.last_step = state.global_step
-        self.start = self.last_time = time.perf_counter()
         what = f"{type(model).__name__} {size(model)}"
         if self.teacher is not None:
             what = f"stage {getattr(args, 'stage', '')}: student {size(model)}, teacher {size(self.teacher)}"
         steps = f"{state.max_steps:,} steps" + (f" from step {state.global_step:,}" if state.global_step else "")
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         processes = "" if args.world_size == 1 else f"{args.world_size} x "
         print(
-            f"Training {what}; {steps} of {self.batch} sentences on {processes}{args.device.type}, into "
-            f"{args.output_dir}",
+            f"Training {what}; {steps} of {batch} sentences on {processes}{args.device.type}, into {args.output_dir}",
             flush=True,
         )
         if not args.disable_tqdm:
@@ -112,33 +69,24 @@ class ConsoleCallback(ProgressCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "loss" in logs:
-            line = self._training(state, logs)
+            parts = [f"step {state.global_step:,}/{state.max_steps:,}", f"loss {float(logs['loss']):.4g}"]
+            parts += [f"{logs['samples_per_second']:,.3g} sentences/s", f"{duration(logs['seconds_left'])} left"]
+            if logs.get("skipped_steps"):
+                parts.append(f"{logs['skipped_steps']} steps skipped")
         elif "train_runtime" in logs:
-            line = f"trained in {duration(logs['train_runtime'])}, mean loss {logs['train_loss']:.4g}"
+            parts = [f"trained in {duration(logs['train_runtime'])}, mean loss {logs['train_loss']:.4g}"]
         else:
-            shown = {
-                name: value
+            parts = [f"step {state.global_step:,}"]
+            parts += [
+                f"{name} {value:.4g}"
                 for name, value in logs.items()
                 if name.startswith("eval_") and not any(part in name for part in UNPRINTED)
-            }
-            line = "  ".join([f"step {state.global_step:,}", *(f"{name} {value:.4g}" for name, value in shown.items())])
+            ]
+        line = "  ".join(parts)
         if self.training_bar is None:
             print(line, flush=True)
         else:
             self.training_bar.write(line)
-
-    def _training(self, state: TrainerState, logs: dict[str, float]) -> str:
-        now, step = time.perf_counter(), state.global_step
-        # A `DistillationTrainer` knows them without evaluations and saving.
-        speed = logs.get("samples_per_second", (step - self.last_step) * self.batch / (now - self.last_time))
-        per_step = (now - self.start) / max(step - self.first_step, 1)
-        left = logs.get("seconds_left", (state.max_steps - step) * per_step)
-        self.last_time, self.last_step = now, step
-        parts = [f"step {step:,}/{state.max_steps:,}", f"loss {float(logs['loss']):.4g}"]
-        parts += [f"{speed:,.3g} sentences/s", f"{duration(left)} left"]
-        if logs.get("skipped_steps"):
-            parts.append(f"{logs['skipped_steps']} steps skipped")
-        return "  ".join(parts)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

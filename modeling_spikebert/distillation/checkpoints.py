@@ -30,29 +30,22 @@ ADVICE = "Resume from an earlier checkpoint."
 
 def begin(folder: Path) -> None:
     """Declares that a checkpoint is being written to `folder`; an older one in its place goes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        remove(folder)
+    folder.mkdir(parents=True)
     (folder / INCOMPLETE_NAME).touch()
-    _empty(folder)
 
 
 def remove(folder: Path) -> None:
-    """Removes a checkpoint such that a kill in the midst leaves one that is known as half-written."""
-    (folder / INCOMPLETE_NAME).touch()
-    _empty(folder)
-    shutil.rmtree(folder)
-
-
-def _empty(folder: Path) -> None:
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != INCOMPLETE_NAME:
-            path.unlink()
+    """Removes a checkpoint such that a kill in the midst leaves nothing of it under its name."""
+    rest = folder.with_name("_removed")  # pushes leave names with `_` in front out
+    shutil.rmtree(rest, ignore_errors=True)
+    folder.rename(rest)
+    shutil.rmtree(rest)
 
 
 def is_half_written(folder: Path) -> bool:
-    """Whether a training was killed while it wrote or removed a checkpoint; those of a plain Trainer have no mark."""
+    """Whether a training was killed while it wrote a checkpoint; those of a plain Trainer have no mark."""
     marked = (folder / INCOMPLETE_NAME).is_file() or not any(folder.iterdir())
     return marked and not (folder / MANIFEST_NAME).is_file()
 
@@ -93,26 +86,19 @@ def remove_incomplete(folder: Path) -> None:
             remove(path)
 
 
-def write_options(folder: Path, options: dict[str, Any]) -> None:
-    """Keeps the options of a run with its checkpoint, as json."""
-    (folder / OPTIONS_NAME).write_text(json.dumps(options, indent=2), encoding="utf-8")
-
-
-def compare_options(folder: Path, kept: dict[str, Any], options: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def compare_options(folder: Path, kept: dict[str, Any], free: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Options that changed since a checkpoint was written: its value and that of now, by name.
 
     Args:
         folder: of the checkpoint.
         kept: options of now that must be those of the checkpoint.
-        options: all options of now.
+        free: options of now that may be others.
 
     Raises:
         ValueError: one of `kept` changed; the message has both values.
     """
-    file = folder / OPTIONS_NAME
-    if not file.is_file():  # of an earlier version of this package
-        return {}
-    saved, current = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(options))
+    saved = json.loads((folder / OPTIONS_NAME).read_text(encoding="utf-8"))
+    current = json.loads(json.dumps(kept | free))
     changed = {name: (saved[name], value) for name, value in current.items() if name in saved and saved[name] != value}
     refused = [f"{name} is {old} there and {new} here" for name, (old, new) in changed.items() if name in kept]
     if refused:
@@ -147,7 +133,7 @@ def check_checkpoint(folder: Path, config: PreTrainedConfig) -> None:
         if sha256(file) != digest:
             raise ValueError(f"{file} is damaged, or was changed after it was saved. {ADVICE}")
     for file in sorted(folder.iterdir()):
-        if file.suffix in PICKLES and file.name != TRAINING_ARGS_NAME:  # of earlier versions; nobody reads it
+        if file.suffix in PICKLES and file.name != TRAINING_ARGS_NAME:  # which nobody reads
             _check_pickle(file)
     saved: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     current: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
@@ -180,7 +166,7 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{manifest} is damaged: it names {name!r}, which is outside of the folder. {ADVICE}")
     read = {path.name for path in folder.iterdir() if path.suffix in READ_FILES} - {MANIFEST_NAME}
-    unnamed = ({CONFIG_NAME, TRAINER_STATE_NAME} | read) - expected.keys()
+    unnamed = ({CONFIG_NAME, TRAINER_STATE_NAME, OPTIONS_NAME} | read) - expected.keys()
     if unnamed:
         raise ValueError(f"{manifest} is damaged: it does not name {', '.join(sorted(unnamed))}. {ADVICE}")
     return expected

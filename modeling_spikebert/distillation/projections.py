@@ -1,7 +1,10 @@
 """Learned maps from the student's states to the teacher's. They belong to training, not to the released model."""
 
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -49,6 +52,30 @@ class FeatureProjections(nn.Module):
         self._handle.remove()
         delattr(student, ATTRIBUTE)
         student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) - self._saved_names()
+
+    def load(self, file: Path) -> None:
+        """Takes over what a training saved.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or of other layers or widths.
+        """
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} does not exist: the folder is neither a checkpoint of a DistillationTrainer nor a stage-1 "
+                "student."
+            )
+        try:
+            weights = load_file(file)
+            for name, weight in weights.items():
+                if not weight.is_floating_point() or not weight.isfinite().all():
+                    kind = "numbers that are not finite" if weight.is_floating_point() else f"numbers of {weight.dtype}"
+                    raise ValueError(f"{file} is damaged: {name} has {kind}.")
+            self.load_state_dict(weights)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        except RuntimeError as error:
+            raise ValueError(f"{file} has projections of other layers or widths than this training: {error}") from error
 
     def _saved_names(self) -> set[str]:
         return {f"{ATTRIBUTE}.{name}" for name in self.state_dict()}
