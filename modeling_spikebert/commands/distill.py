@@ -152,7 +152,14 @@ def main(arguments: list[str]) -> None:
     if args.process_index == 0:
         reach_hub(model_args.teacher, model_args.model_name_or_path)
 
-    if data_args.streaming and args.stage != "general":
+    if args.stage == "general":
+        if model_args.teacher is None:
+            raise ValueError("--stage general needs a --teacher.")
+        if data_args.train_file is None:
+            raise DataError("--stage general needs --train-file: text without labels.")
+        if data_args.streaming and args.max_steps < 1:
+            raise ValueError("--streaming needs --max-steps: a stream has no end.")
+    elif data_args.streaming:
         raise ValueError("--streaming is for text without labels: --stage general.")
     with the_only_run(args, args.resume_from_checkpoint):
         try:
@@ -172,14 +179,8 @@ def main(arguments: list[str]) -> None:
 def run(
     arguments: list[str], model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
 ) -> None:
-    trainer: ResumableTrainer
-    if args.stage == "general":
-        trainer = general_stage(model_args, data_args, args)
-    elif model_args.teacher is not None and not model_args.from_scratch:
-        trainer = task_stage(model_args, data_args, args)
-    else:
-        trainer = fine_tuning(model_args, data_args, args)
-
+    plain = args.stage == "task" and (model_args.teacher is None or model_args.from_scratch)
+    trainer = (fine_tuning if plain else distillation)(model_args, data_args, args)
     record_run(arguments, args)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_metrics("train", result.metrics)
@@ -281,44 +282,47 @@ def compare_energies(trainer: DistillationTrainer) -> None:
     trainer.card_options["energy"] = energy.to_markdown(measured)
 
 
-def general_stage(
+def distillation(
     model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
 ) -> DistillationTrainer:
-    if model_args.teacher is None:
-        raise ValueError("--stage general needs a --teacher.")
-    teacher = AutoModel.from_pretrained(model_args.teacher)
+    general = args.stage == "general"
+    name = str(model_args.teacher)
+    teacher = (AutoModel if general else AutoModelForSequenceClassification).from_pretrained(name)
+    teacher_tokenizer = tokenizer = AutoTokenizer.from_pretrained(name)
+    student_class: Any = SpikeBertModel if general else SpikeBertForSequenceClassification
+    labels = {} if general else {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
     if model_args.model_name_or_path is None:
-        student = SpikeBertModel.from_teacher(teacher, **model_args.new_config)
+        student = student_class.from_teacher(teacher, **model_args.new_config)
     else:
-        student = SpikeBertModel.from_pretrained(model_args.model_name_or_path)
-    if data_args.train_file is None:
-        raise DataError("--stage general needs --train-file: text without labels.")
-    if data_args.streaming and args.max_steps < 1:
-        raise ValueError("--streaming needs --max-steps: a stream has no end.")
-    train = None if data_args.streaming else load_unlabelled(data_args.train_file, data_args.text_column)
-    validation = None
-    if data_args.validation_file is not None:
-        validation = load_unlabelled(data_args.validation_file, data_args.text_column)
-    return distillation_trainer(model_args, data_args, student, teacher, args, train, validation)
-
-
-def task_stage(
-    model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
-) -> DistillationTrainer:
-    teacher = AutoModelForSequenceClassification.from_pretrained(str(model_args.teacher))
-    if model_args.model_name_or_path is None:
-        student = SpikeBertForSequenceClassification.from_teacher(teacher, **model_args.new_config)
-    else:
-        student = SpikeBertForSequenceClassification.from_pretrained(
-            model_args.model_name_or_path, id2label=teacher.config.id2label, label2id=teacher.config.label2id
-        )
-        if args.initial_projections is None:
+        student = student_class.from_pretrained(model_args.model_name_or_path, **labels)
+        tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+        if not general and args.initial_projections is None:
             args.initial_projections = projections_of(model_args.model_name_or_path)
-    text = match_labels(read_labelled(data_args), teacher.config.id2label)
-    metrics = metrics_for(text, data_args.task)
-    return distillation_trainer(
-        model_args, data_args, student, teacher, args, text.train, text.validation, compute_metrics=metrics
+
+    metrics, train, validation = None, None, None
+    if general:
+        if not data_args.streaming:
+            train = load_unlabelled(str(data_args.train_file), data_args.text_column)
+        if data_args.validation_file is not None:
+            validation = load_unlabelled(data_args.validation_file, data_args.text_column)
+    else:
+        text = match_labels(read_labelled(data_args), teacher.config.id2label)
+        metrics, train, validation = metrics_for(text, data_args.task), text.train, text.validation
+    trainer = DistillationTrainer(
+        student,
+        teacher,
+        args,
+        teacher_tokenizer=teacher_tokenizer,
+        compute_metrics=metrics,
+        **tokenized(train, validation, tokenizer, data_args, args),
     )
+    measured = data_args.validation_file or data_args.train_file
+    if measured is None or ":" in measured:
+        on_hub = TASKS[str(data_args.task)].path if measured is None else measured.split(":")[0]
+        trainer.card_options["dataset_tags"] = on_hub
+    else:
+        trainer.card_options["dataset"] = Path(measured).name
+    return trainer
 
 
 def projections_of(name: str) -> str | None:
@@ -329,38 +333,6 @@ def projections_of(name: str) -> str | None:
         folder = None
     print(f"Projections: {f'those of {name}' if folder else f'new ones; {name} has no {PROJECTIONS_NAME}'}.")
     return folder
-
-
-def distillation_trainer(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    student: Any,
-    teacher: Any,
-    args: DistillationTrainingArguments,
-    train: Dataset | None,
-    validation: Dataset | None,
-    **kwargs: Any,
-) -> DistillationTrainer:
-    teacher_tokenizer = AutoTokenizer.from_pretrained(model_args.teacher)
-    tokenizer = teacher_tokenizer
-    if model_args.model_name_or_path is not None:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
-    trainer = DistillationTrainer(
-        student,
-        teacher,
-        args,
-        teacher_tokenizer=teacher_tokenizer,
-        **tokenized(train, validation, tokenizer, data_args, args),
-        **kwargs,
-    )
-    measured = data_args.validation_file or data_args.train_file
-    if measured is None:
-        trainer.card_options["dataset_tags"] = TASKS[str(data_args.task)].path
-    elif ":" in measured:
-        trainer.card_options["dataset_tags"] = measured.split(":")[0]
-    else:
-        trainer.card_options["dataset"] = Path(measured).name
-    return trainer
 
 
 def fine_tuning(
@@ -402,10 +374,6 @@ def read_labelled(data_args: DataArguments) -> LabelledText:
     return text
 
 
-def data_seed(args: DistillationTrainingArguments) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
-
-
 def tokenized(
     train: Dataset | None,
     validation: Dataset | None,
@@ -423,7 +391,7 @@ def tokenized(
             data_args.packing,
             batch_size=args.per_device_train_batch_size * args.world_size,
             buffer_size=data_args.shuffle_buffer_size,
-            seed=data_seed(args),
+            seed=args.seed if args.data_seed is None else args.data_seed,
         )
     else:
         rows = tokenize(train, tokenizer, data_args.max_length)

@@ -1,6 +1,8 @@
+import sys
 from typing import Any
 
-from transformers import PreTrainedModel, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from .projections import ATTRIBUTE
 
@@ -8,65 +10,43 @@ from .projections import ATTRIBUTE
 UNPRINTED = ("loss_", "firing_rate", "runtime", "per_second", "preparation_time")
 
 
-class ConsoleCallback(ProgressCallback):
-    """Prints what begins, and a line a log; the progress bar stays. What is logged elsewhere stays complete.
+class ProgressBar(ProgressCallback):
+    """The bar alone."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        """`ConsoleCallback` prints what is logged."""
+
+    def close(self) -> None:
+        """Ends the bar of a training that was interrupted, too: it is not to be the last word."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+
+class ConsoleCallback(TrainerCallback):
+    """Prints what begins, and a line a log. What is logged elsewhere stays complete.
 
     Args:
         teacher: of a distillation, for the first line.
     """
 
     def __init__(self, teacher: PreTrainedModel | None = None):
-        super().__init__()
         self.teacher = teacher
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any = None, **__: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
-        assert model is not None
         what = f"{type(model).__name__} {size(model)}"
         if self.teacher is not None:
             what = f"stage {getattr(args, 'stage', '')}: student {size(model)}, teacher {size(self.teacher)}"
         steps = f"{state.max_steps:,} steps" + (f" from step {state.global_step:,}" if state.global_step else "")
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        processes = "" if args.world_size == 1 else f"{args.world_size} x "
-        print(
-            f"Training {what}; {steps} of {batch} sentences on {processes}{args.device.type}, into {args.output_dir}",
-            flush=True,
-        )
-        if not args.disable_tqdm:
-            super().on_train_begin(args, state, control, **kwargs)
+        device = args.device.type if args.world_size == 1 else f"{args.world_size} x {args.device.type}"
+        print(f"Training {what}; {steps} of {batch} sentences on {device}, into {args.output_dir}", flush=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.training_bar is not None:
-            super().on_step_end(args, state, control, **kwargs)
-
-    def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if not args.disable_tqdm:
-            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not state.is_world_process_zero or not logs:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: Any = None, **__: Any) -> None:
+        if not state.is_world_process_zero:
             return
         if "loss" in logs:
             parts = [f"step {state.global_step:,}/{state.max_steps:,}", f"loss {float(logs['loss']):.4g}"]
@@ -82,22 +62,8 @@ class ConsoleCallback(ProgressCallback):
                 for name, value in logs.items()
                 if name.startswith("eval_") and not any(part in name for part in UNPRINTED)
             ]
-        line = "  ".join(parts)
-        if self.training_bar is None:
-            print(line, flush=True)
-        else:
-            self.training_bar.write(line)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the progress bar, also when a training was interrupted: the bar is not to be the last word."""
-        if self.training_bar is not None:
-            self.training_bar.close()
-            self.training_bar = None
+        tqdm.write("  ".join(parts))  # above a bar, if there is one
+        sys.stdout.flush()
 
 
 def size(model: PreTrainedModel) -> str:

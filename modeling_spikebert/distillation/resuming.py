@@ -14,22 +14,13 @@ import torch
 import transformers.trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import SCALER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..hub import CodeFilesCallback, save_code_files
 from . import checkpoints
-from .callbacks import ConsoleCallback
+from .callbacks import ConsoleCallback, ProgressBar
 from .checkpoints import OPTIONS_NAME, check_checkpoint, compare_options, last_checkpoint, remove_incomplete
 from .run_folder import the_only_run
 from .speed import Stopwatch, peak_memory_mb
@@ -56,10 +47,12 @@ class ResumableTrainer(Trainer, TrainerCallback):
 
     def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        printers = [self.pop_callback(callback) for callback in (PrinterCallback, ProgressCallback)]
-        self._console = ConsoleCallback(teacher)
-        if any(printers):  # notebooks keep their table
-            self.add_callback(self._console)
+        self._bar = ProgressBar()
+        printer, bar = self.pop_callback(PrinterCallback), self.pop_callback(ProgressCallback)
+        if bar:
+            self.add_callback(self._bar)
+        if printer or bar:  # notebooks keep their table
+            self.add_callback(ConsoleCallback(teacher))
         self.add_callback(CodeFilesCallback())
         self._stopwatch = Stopwatch()
         self.add_callback(self._stopwatch)
@@ -106,7 +99,7 @@ class ResumableTrainer(Trainer, TrainerCallback):
             try:
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
             finally:
-                self._console.close()
+                self._bar.close()
 
     def _prepare_run(self, checkpoint: Path | None) -> None:
         """What a kind of trainer does before its first step; the checkpoint has been checked."""
@@ -163,9 +156,7 @@ class ResumableTrainer(Trainer, TrainerCallback):
         (free if args.ignore_data_skip else kept).update(data)
         return kept, free | {name: getattr(args, name) for name in (*SCHEDULE_OPTIONS, "max_grad_norm")}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Applies what was changed: moments and the place in the schedule stay those of the checkpoint."""
         if not self._changed or self.is_deepspeed_enabled:
             return
@@ -176,8 +167,8 @@ class ResumableTrainer(Trainer, TrainerCallback):
             group.update({name: optimizer.defaults[name] for name in ("betas", "eps") if name in group})
             if "weight_decay" in self._changed:
                 decays = any(id(weight) in decaying for weight in group["params"])
-                group["weight_decay"] = args.weight_decay if decays else 0.0
-        old, new = self._changed.get("learning_rate", (args.learning_rate, args.learning_rate))
+                group["weight_decay"] = self.args.weight_decay if decays else 0.0
+        old, new = self._changed.get("learning_rate", (self.args.learning_rate,) * 2)
         if isinstance(scheduler, LambdaLR):
             if new != old:
                 scheduler.base_lrs = [new] * len(scheduler.base_lrs)
@@ -195,9 +186,7 @@ class ResumableTrainer(Trainer, TrainerCallback):
     def _may_skip(self) -> bool:
         return getattr(self.args, "non_finite", "stop") == "skip"
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Gradients are those of all processes, and clipped, which makes what is not finite no number."""
         self._skips_this_step = False
         scaler, model = self.accelerator.scaler, cast(nn.Module, self.model)
@@ -211,7 +200,7 @@ class ResumableTrainer(Trainer, TrainerCallback):
         model.zero_grad()  # the optimiser leaves weights without a gradient alone, and its moments
         self._skips_this_step = True
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         if not self._skips_this_step and not self.accelerator.optimizer_step_was_skipped:
             self._skipped_in_a_row = 0
             return

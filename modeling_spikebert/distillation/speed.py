@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 
 class Stopwatch(TrainerCallback):
@@ -29,20 +29,16 @@ class Stopwatch(TrainerCallback):
         done = max(state.global_step - self._first_step, 1)
         return (state.max_steps - state.global_step) * self._seconds_of_run / done
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         self._start(state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         now = time.perf_counter()
         self._seconds += now - self._last
         self._seconds_of_run += now - self._last
         self._last = now
 
-    def _leave_out(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *_: Any, **kwargs: Any
-    ) -> None:
+    def _leave_out(self, *_: Any, **__: Any) -> None:
         self._last = time.perf_counter()
 
     on_evaluate = on_predict = on_save = _leave_out  # each comes behind what it tells of

@@ -10,13 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from ..checks_spikebert import classification_losses
 from ..data import TextStream
@@ -225,9 +219,7 @@ class DistillationTrainer(ResumableTrainer):
             sums.clear()
         super().log(logs, start_time)
 
-    def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
-    ) -> None:
+    def on_predict(self, *_: Any, **__: Any) -> None:
         self._sums["eval"].clear()  # prediction logs nothing, and the next evaluation must not log its losses
 
     # Training, checkpoints
@@ -291,11 +283,9 @@ class DistillationTrainer(ResumableTrainer):
         if self.args.should_save and not is_checkpoint:
             self._write_model_card(folder)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._load_projections_of(Path(state.best_model_checkpoint))
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_projections_of(Path(self.state.best_model_checkpoint))
 
     def _load_projections_of(self, checkpoint: Path) -> None:
         if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:  # their checkpoints hold them with the student
