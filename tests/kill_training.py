@@ -70,42 +70,46 @@ def run(folder: Path, stage: str, steps: int, kill_after: float | None = None) -
     return (first_step - start, time.perf_counter() - first_step) if process.exitcode == 0 else None
 
 
+def kill(stage: str, kills: int, folder: Path, seed: int) -> None:
+    steps = 4 * kills
+    moments = random.Random(seed)
+
+    seconds = run(folder / "whole", stage, steps)
+    assert seconds is not None
+    before, training = seconds
+    longest = before + training / kills  # so that the training does not end before the last kill
+    killed, seen, half_written = folder / "killed", 0, 0
+    student = stage_models(stage)[0]
+    config = type(student.config)(**(student.config.to_dict() | {"hidden_dropout_prob": 0.1}))
+    for i in range(1, kills + 1):
+        ended = run(killed, stage, steps, moments.uniform(0, longest))
+        assert ended is None, "the training ended before all kills"
+        last = last_checkpoint(killed)
+        half_written += len([path for path in checkpoints(killed) if not (path / "manifest.json").is_file()])
+        if last is not None:
+            check_checkpoint(last, config)
+            seen += 1
+        print(f"kill {i}: last whole checkpoint {re.sub('.*-', '', last.name) if last else 'none'}", flush=True)
+    assert seen, "no kill left a checkpoint: nothing was resumed"
+    assert run(killed, stage, steps) is not None
+    for name in FILES:
+        one, other = (load_file(path / f"checkpoint-{steps}" / name) for path in (folder / "whole", killed))
+        assert one.keys() == other.keys()
+        differing = [key for key, weight in one.items() if not torch.equal(weight, other[key])]
+        assert not differing, f"{name} differs in {differing}"
+    assert half_written or kills < 20, "no kill fell into a save"
+    print(f"stage {stage}: {kills} kills, {half_written} half-written checkpoints, the same weights to the bit")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=["general", "task"], required=True)
+    parser.add_argument("--stage", choices=["general", "task"], nargs="+", required=True)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    steps = 4 * args.kills
-    moments = random.Random(args.seed)
-
-    seconds = run(args.folder / "whole", args.stage, steps)
-    assert seconds is not None
-    before, training = seconds
-    longest = before + training / args.kills  # so that the training does not end before the last kill
-    folder, kills, seen, half_written = args.folder / "killed", 0, 0, 0
-    student = stage_models(args.stage)[0]
-    config = type(student.config)(**(student.config.to_dict() | {"hidden_dropout_prob": 0.1}))
-    while kills < args.kills:
-        ended = run(folder, args.stage, steps, moments.uniform(0, longest))
-        assert ended is None, "the training ended before all kills"
-        kills += 1
-        last = last_checkpoint(folder)
-        half_written += len([path for path in checkpoints(folder) if not (path / "manifest.json").is_file()])
-        if last is not None:
-            check_checkpoint(last, config)
-            seen += 1
-        print(f"kill {kills}: last whole checkpoint {re.sub('.*-', '', last.name) if last else 'none'}", flush=True)
-    assert seen, "no kill left a checkpoint: nothing was resumed"
-    assert run(folder, args.stage, steps) is not None
-    for name in FILES:
-        whole, killed = (load_file(path / f"checkpoint-{steps}" / name) for path in (args.folder / "whole", folder))
-        assert whole.keys() == killed.keys()
-        differing = [key for key, weight in whole.items() if not torch.equal(weight, killed[key])]
-        assert not differing, f"{name} differs in {differing}"
-    assert half_written or kills < 20, "no kill fell into a save"
-    print(f"stage {args.stage}: {kills} kills, {half_written} half-written checkpoints, the same weights to the bit")
+    for stage in args.stage:
+        kill(stage, args.kills, args.folder / stage, args.seed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
 from tiny_training import make_trainer
 
 
@@ -31,4 +32,5 @@ def main(disk: Path, aside: Path) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main(Path(sys.argv[1]), Path(sys.argv[2]))

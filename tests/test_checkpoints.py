@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,18 +27,33 @@ from modeling_spikebert.distillation.checkpoints import (
     complete,
     last_checkpoint,
 )
+from modeling_spikebert.distillation.run_folder import LOCK_NAME
 
 TESTS = Path(__file__).parent
-stages = pytest.mark.parametrize("stage", ["general", "task"])
 
 
 def run(*command: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, **options)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a training of two steps; no test changes it."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_trainer(folder, "task", save_strategy="steps", save_steps=1, max_steps=2).train()
+    return folder
+
+
 @pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    make_trainer(tmp_path, "task", save_strategy="steps", save_steps=1, max_steps=2).train()
+def written(trained) -> Path:
+    """A checkpoint that no test changes."""
+    return trained / "checkpoint-1"
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path) -> Path:
+    """The last checkpoint of a folder of its own."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "checkpoint-2"
 
 
@@ -54,12 +70,12 @@ def write_again(checkpoint: Path) -> None:
 # Killed
 
 
-@stages
-def test_a_training_that_is_killed_ends_with_the_same_weights(tmp_path, stage):
+def test_a_training_that_is_killed_ends_with_the_same_weights(tmp_path):
     """`kill_training.py --kills 20` is the long form."""
-    result = run(sys.executable, TESTS / "kill_training.py", "--stage", stage, "--kills", 5, "--folder", tmp_path)
+    options = ["--stage", "general", "task", "--kills", 5, "--folder", tmp_path]
+    result = run(sys.executable, TESTS / "kill_training.py", *options)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"stage {stage}: 5 kills" in result.stdout
+    assert re.findall(r"stage (\w+): 5 kills", result.stdout) == ["general", "task"]
 
 
 def test_a_half_written_checkpoint_is_not_taken_and_is_removed(checkpoint):
@@ -135,14 +151,14 @@ def another_process(tmp_path):
     """That trains in the same folder: a process of its own holds the lock, as a training does."""
     code = """
 import sys
-from transformers import TrainingArguments
-from modeling_spikebert.distillation.run_folder import the_only_run
-with the_only_run(TrainingArguments(sys.argv[1], use_cpu=True), None):
+from filelock import FileLock
+with FileLock(sys.argv[1]):
     print("holds", flush=True)
     sys.stdin.read()
 """
+    lock = tmp_path / LOCK_NAME
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "holds\n"
         yield process
@@ -224,14 +240,6 @@ def test_a_resumed_training_takes_its_new_learning_rate(tmp_path, capsys, schedu
 def test_what_a_resumed_training_cannot_change_is_refused(tmp_path, options, message, written):
     with pytest.raises(ValueError, match=rf"checkpoint-1 cannot go on with these options: {message}.*begin anew"):
         make_trainer(tmp_path, "task", max_steps=3, **options).train(resume_from_checkpoint=written)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
-    """A checkpoint that no test changes."""
-    folder = tmp_path_factory.mktemp("written")
-    make_trainer(folder, "task", save_strategy="steps", save_steps=1, max_steps=1).train()
-    return folder / "checkpoint-1"
 
 
 def test_a_training_that_lets_go_of_the_order_of_the_data_may_change_it(tmp_path, capsys, written):

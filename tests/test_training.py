@@ -229,7 +229,7 @@ def test_durations_are_said_in_a_unit_of_their_size():
 def test_evaluation_does_not_slow_the_speed_that_is_logged(tmp_path):
     class SlowEvaluation(TrainerCallback):
         def on_prediction_step(self, args, state, control, **kwargs):
-            time.sleep(0.5)
+            time.sleep(0.25)
 
     options = {"max_steps": 4, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
     trainer = make_trainer(tmp_path, "task", trainer_options={"callbacks": [SlowEvaluation()]}, **options)

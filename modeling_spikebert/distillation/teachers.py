@@ -140,13 +140,13 @@ def _digest_of(file: Path) -> Path:
 def _remove_if_damaged(file: Path) -> None:
     """What is left of the teacher's outputs after a kill or damage goes: it would train other weights."""
     digest = _digest_of(file)
-    if file.is_file() and digest.is_file() and digest.read_text(encoding="utf-8") != sha256(file):
+    both = file.is_file() and digest.is_file()
+    if both and digest.read_text(encoding="utf-8") == sha256(file):
+        return
+    if both:
         logger.warning(f"{file} is damaged; the teacher runs again.")
-        digest.unlink()
-    if not digest.is_file():
-        file.unlink(missing_ok=True)
-    elif not file.is_file():
-        digest.unlink()
+    file.unlink(missing_ok=True)
+    digest.unlink(missing_ok=True)
 
 
 @dataclass
