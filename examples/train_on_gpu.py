@@ -57,6 +57,7 @@ from modeling_spikebert.distillation.layer_maps import uniform_layer_map
 from modeling_spikebert.distillation.losses import embedding_loss, hidden_state_loss, logit_loss
 from modeling_spikebert.distillation.projections import FeatureProjections
 from modeling_spikebert.distillation.teachers import Teacher
+from modeling_spikebert.modeling_spikebert import masked_mean
 from modeling_spikebert.teacher_spikebert import copy_embeddings, embedding_tables, first_position_of, inherited_fields
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -361,9 +362,11 @@ def distillation_losses(
                 "embeddings": embedding_loss(embeddings, words(ids).float(), mask, variance).mean(),
             }
             if with_logits:
-                scores = student.scores(outputs, mask).float()[0 if after_every_step else -1 :]  # [T, B, C]
-                wanted = targets.logits.float()
-                losses["logits"] = torch.stack([logit_loss(x, wanted, 1.0, None).mean() for x in scores]).mean()
+                features = masked_mean(student.norm(outputs.hidden_states_per_step), mask)  # [T, B, D]
+                counts = torch.arange(1, steps + 1, device=DEVICE)[:, None, None]
+                scores = student.classifier(student.dropout(features.cumsum(0) / counts)).float()  # [T, B, C]
+                wanted, first = targets.logits.float(), 0 if after_every_step else -1
+                losses["logits"] = torch.stack([logit_loss(x, wanted, 1.0, None).mean() for x in scores[first:]]).mean()
         return losses
 
     return losses_of

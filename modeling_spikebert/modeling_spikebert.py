@@ -555,7 +555,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         steps = self.config.num_time_steps if num_time_steps is None else num_time_steps
         if self.config.exit_threshold is None or self.training or any(asked.values()):
             outputs = self.spikebert(**inputs, **asked, num_time_steps=steps, return_dict=True)
-            logits, exit_steps = self.scores(outputs, attention_mask)[-1], None
+            logits, exit_steps = self.scores(outputs, attention_mask), None
         else:
             outputs = SpikeBertModelOutput()
             logits, exit_steps = self.exit_early(inputs, steps, self.config.exit_threshold)
@@ -578,12 +578,11 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         )
 
     def scores(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
-        """Class scores after each time step, `[T, B, C]`: means over the steps so far."""
+        """Class scores `[B, C]`, mean over time steps."""
         # Published: LayerNorm, mean over tokens, Linear, mean over time steps. The Linear commutes with the mean.
-        features = self.norm(outputs.hidden_states_per_step)  # [T, B, L, D]
-        pooled = masked_mean(features, None if self.config.variant == "published" else attention_mask)  # [T, B, D]
-        steps = torch.arange(1, len(pooled) + 1, device=pooled.device)
-        return self.classifier(self.dropout(pooled.cumsum(0) / steps[:, None, None]))
+        features = self.norm(outputs.hidden_states_per_step).mean(0)  # [T, B, L, D] -> [B, L, D]
+        pooled = masked_mean(features, None if self.config.variant == "published" else attention_mask)  # [B, D]
+        return self.classifier(self.dropout(pooled))
 
     def exit_early(
         self, inputs: dict[str, Tensor | None], num_time_steps: int, exit_threshold: float
@@ -603,7 +602,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         while True:
             part = {name: of_sentences(tensor, unsure, len(some)) for name, tensor in inputs.items()}
             outputs = self.spikebert(**part, num_time_steps=steps, return_dict=True)
-            scores = self.scores(outputs, part["attention_mask"])[-1]
+            scores = self.scores(outputs, part["attention_mask"])
             chosen = scores if chosen is None else chosen.index_copy(0, unsure, scores)
             if steps == num_time_steps:
                 return chosen, exit_steps

@@ -27,15 +27,15 @@ FILES = ("model.safetensors", "projections.safetensors")
 
 
 class Announce(TrainerCallback):
-    def __init__(self, stepping: multiprocessing.Event):
-        self.stepping = stepping
+    def __init__(self, stepped: multiprocessing.Semaphore):
+        self.stepped = stepped
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.stepping.set()
+        self.stepped.release()
 
 
 def train(
-    folder: Path, stage: str, steps: int, started: multiprocessing.Event, stepping: multiprocessing.Event
+    folder: Path, stage: str, steps: int, started: multiprocessing.Event, stepped: multiprocessing.Semaphore
 ) -> None:
     """One run: from the last whole checkpoint, or from the beginning, to the end."""
     started.set()
@@ -47,27 +47,26 @@ def train(
     options = {"max_steps": steps, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     # Dropout: the state of the random numbers has to come back, too.
     models = stage_models(stage, hidden_dropout_prob=0.1)
-    trainer = make_trainer(folder, stage, models, {"callbacks": [Announce(stepping)]}, **options)
+    trainer = make_trainer(folder, stage, models, {"callbacks": [Announce(stepped)]}, **options)
     trainer.train(resume_from_checkpoint="last")
 
 
-def run(folder: Path, stage: str, steps: int, kill_after: float | None = None) -> tuple[float, float] | None:
-    """The seconds before its first step and those of its steps, or None if it was killed after `kill_after` seconds."""
+def run(folder: Path, stage: str, steps: int, kill_after: tuple[int, float] | None = None) -> float | None:
+    """Seconds from the first step to the end, or None if it was killed, so many steps and seconds after its start."""
     context = multiprocessing.get_context("fork")
-    started, stepping = context.Event(), context.Event()
-    process = context.Process(target=train, args=(folder, stage, steps, started, stepping))
+    started, stepped = context.Event(), context.Semaphore(0)
+    process = context.Process(target=train, args=(folder, stage, steps, started, stepped))
     process.start()
     assert started.wait(60), "the run did not begin"
-    start = first_step = time.perf_counter()
-    if kill_after is None:
-        assert stepping.wait(60), "the run made no step"
-        first_step = time.perf_counter()
-    process.join(kill_after)
+    for _ in range(1 if kill_after is None else kill_after[0]):
+        assert stepped.acquire(timeout=60), "the run made no step"
+    first_step = time.perf_counter()
+    process.join(None if kill_after is None else kill_after[1])
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL), f"the run ended with {process.exitcode}"
-    return (first_step - start, time.perf_counter() - first_step) if process.exitcode == 0 else None
+    return time.perf_counter() - first_step if process.exitcode == 0 else None
 
 
 def kill(stage: str, kills: int, folder: Path, seed: int) -> None:
@@ -76,13 +75,13 @@ def kill(stage: str, kills: int, folder: Path, seed: int) -> None:
 
     seconds = run(folder / "whole", stage, steps)
     assert seconds is not None
-    before, training = seconds
-    longest = before + training / kills  # so that the training does not end before the last kill
     killed, seen, half_written = folder / "killed", 0, 0
     student = stage_models(stage)[0]
     config = type(student.config)(**(student.config.to_dict() | {"hidden_dropout_prob": 0.1}))
     for i in range(1, kills + 1):
-        ended = run(killed, stage, steps, moments.uniform(0, longest))
+        # Before the first step, too; the second step of the first run ends behind a whole checkpoint.
+        after = 2 if i == 1 else moments.choice((0, 1, 2))
+        ended = run(killed, stage, steps, (after, moments.uniform(0, 2 * seconds / steps)))
         assert ended is None, "the training ended before all kills"
         last = last_checkpoint(killed)
         half_written += len([path for path in checkpoints(killed) if not (path / "manifest.json").is_file()])

@@ -28,11 +28,7 @@ from transformers import (
 
 from ..data import DataError, LabelledText, load_labelled, load_unlabelled, tokenize
 from ..data.bundled import TEACHER, bundled_teacher, bundled_tweets
-from ..distillation import (
-    DistillationTrainer,
-    DistillationTrainingArguments,
-    ResumableTrainer,
-)
+from ..distillation import DistillationTrainer, DistillationTrainingArguments, ResumableTrainer
 from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..hub.fetching import loading
