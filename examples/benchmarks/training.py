@@ -108,14 +108,16 @@ def main(args: TrainingArguments) -> None:
         "naive": (spiking(), True),
         "fast-fp32": (spiking(), False),
         "fast": (spiking(), True),
+        "fast-less-memory": (spiking(), True),  # gradient checkpointing
         "bert-fp32": (bert(), False),
         "bert-bf16": (bert(), True),
     }
+    models["fast-less-memory"][0].gradient_checkpointing_enable()
     steps = {name: training_step(model, batches, bf16) for name, (model, bf16) in models.items()}
     steps = {name: naive(step) if "naive" in name else step for name, step in steps.items()}
     medians = interleaved(steps, args.repeats)
     pairs = [("naive", "naive-fp32"), ("fast-fp32", "naive-fp32"), ("fast", "naive-fp32"), ("fast", "naive")]
-    pairs += [("fast-fp32", "bert-fp32"), ("fast", "bert-fp32"), ("fast", "bert-bf16")]
+    pairs += [("fast-less-memory", "fast"), ("fast-fp32", "bert-fp32"), ("fast", "bert-fp32"), ("fast", "bert-bf16")]
     shape = {"batch": args.batch_size, "tokens": round(real), "places": round(args.batch_size * longest)}
     shape |= {"T": args.num_time_steps, "layers": args.num_hidden_layers, "hidden": args.hidden_size}
     rows = rows_of(medians, pairs, shape)
