@@ -57,6 +57,7 @@ from modeling_spikebert.distillation.layer_maps import uniform_layer_map
 from modeling_spikebert.distillation.losses import embedding_loss, hidden_state_loss, logit_loss
 from modeling_spikebert.distillation.projections import FeatureProjections
 from modeling_spikebert.distillation.teachers import Teacher
+from modeling_spikebert.distillation.trainer import time_steps_up_to
 from modeling_spikebert.modeling_spikebert import masked_mean
 from modeling_spikebert.teacher_spikebert import copy_embeddings, embedding_tables, first_position_of, inherited_fields
 
@@ -150,7 +151,8 @@ def main(args: Arguments) -> None:
         if stage == "stage 1" and args.student is not None:
             continue
         losses_of = distillation_losses(student, projections, model, stage == "stage 2", args.mixed_time_steps)
-        drawn = time_steps_of(student, args.mixed_time_steps)
+        most = student.config.num_time_steps
+        drawn = time_steps_up_to(most) if args.mixed_time_steps else [most]
         losses[stage] = run(stage, [student, projections], losses_of, data.forever(), steps, lr, time_steps=drawn)
 
     # What it is worth, in float32
@@ -319,12 +321,6 @@ def start_narrower(
         embeddings.token_type_embeddings.weight.copy_(types.weight @ basis)
 
 
-def time_steps_of(student: SpikeBertForSequenceClassification, mixed: bool) -> list[int]:
-    """Among which a batch draws its number of time steps."""
-    most = student.config.num_time_steps
-    return [2**i for i in range(most.bit_length()) if 2**i < most] + [most] if mixed else [most]
-
-
 # Training
 
 LossesOf = Callable[[Tensor, Tensor, Tensor, int], dict[str, Tensor]]
@@ -384,26 +380,35 @@ class Gradients:
         self.recordings: dict[Any, Any] = {}
         self.seen: Counter[Any] = Counter()
         self.pool: Any = None
+        self.records = DEVICE.type == "cuda"
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
 
     def __call__(self, batch: Batch, steps: int) -> dict[str, Tensor]:
         size = (*batch[0].shape, steps)
         self.seen[size] += 1
-        if DEVICE.type != "cuda" or self.seen[size] < 3:
+        if not self.records or self.seen[size] < 3:
             return self.compute(batch, steps)
-        if size not in self.recordings:
-            own = [tensor.clone() for tensor in batch]
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                losses = self.compute(own, steps)
-            self.pool = graph.pool()
-            self.recordings[size] = graph, own, losses
+        if size not in self.recordings and not self.record(size, batch, steps):
+            return self.compute(batch, steps)
         graph, own, losses = self.recordings[size]
         for tensor, new in zip(own, batch, strict=True):
             tensor.copy_(new)
         graph.replay()
         return {name: value.clone() for name, value in losses.items()}
+
+    def record(self, size: Any, batch: Batch, steps: int) -> bool:
+        own, graph = [tensor.clone() for tensor in batch], torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                losses = self.compute(own, steps)
+        except RuntimeError as error:  # a teacher whose forward pass waits for the CPU
+            print(f"Launches are not recorded, which takes longer: {str(error).splitlines()[0]}", flush=True)
+            self.records = False
+            return False
+        self.pool = graph.pool()
+        self.recordings[size] = graph, own, losses
+        return True
 
     def compute(self, batch: Any, steps: int) -> dict[str, Tensor]:
         losses = self.losses_of(*batch, steps)

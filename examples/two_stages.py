@@ -44,7 +44,7 @@ def main(folder: Path, steps: int) -> None:
     Trainer(teacher, args, train_dataset=train, **data).train()
 
     # Stage 1: the student learns the teacher's hidden states on text without labels
-    args = DistillationTrainingArguments(str(folder / "stage1"), stage="general", learning_rate=5e-4, **options)
+    args = DistillationTrainingArguments(str(folder / "stage1"), stage="general", **options)
     student = SpikeBertModel.from_teacher(teacher, num_hidden_layers=3, num_time_steps=2)
     stage1 = DistillationTrainer(student, teacher, args, train_dataset=train.remove_columns("labels"), **data)
     stage1.train()
@@ -52,7 +52,7 @@ def main(folder: Path, steps: int) -> None:
 
     # Stage 2: it learns the task from the teacher's logits, hidden states and the labels
     args = DistillationTrainingArguments(
-        str(folder / "student"), stage="task", learning_rate=5e-4, initial_projections=str(folder / "stage1"), **options
+        str(folder / "student"), stage="task", initial_projections=str(folder / "stage1"), **options
     )
     student = SpikeBertForSequenceClassification.from_pretrained(folder / "stage1", **text.label_maps)
     stage2 = DistillationTrainer(

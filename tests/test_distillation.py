@@ -828,6 +828,34 @@ def test_every_argument_has_help():
             assert field.metadata["help"].endswith(".")
 
 
+def test_mixed_time_steps_are_drawn_for_each_batch(tmp_path):
+    """1, 2, 3 in training, all 3 in evaluation; an interrupted training draws the same."""
+    student, teacher = stage_models("task", num_time_steps=3)
+    options = {"max_steps": 16, "mixed_time_steps": True, "save_strategy": "steps", "save_steps": 8}
+    trainer = make_trainer(tmp_path, "task", (student, teacher), **options)
+    seen = {True: [], False: []}
+    student.spikebert.encoding.register_forward_pre_hook(lambda module, args: seen[module.training].append(args[1]))
+    trainer.train()
+    trainer.evaluate()
+    assert set(seen[True]) == {1, 2, 3}
+    assert set(seen[False]) == {3}
+    drawn = seen[True][8:]
+    seen[True].clear()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert seen[True] == drawn
+
+
+def test_mixed_time_steps_need_several(tmp_path):
+    with pytest.raises(ValueError, match=r"mixed_time_steps needs a student of several time steps"):
+        make_trainer(tmp_path, "task", stage_models("task", num_time_steps=1), mixed_time_steps=True)
+
+
+@pytest.mark.parametrize(("stage", "expected"), [("general", 3e-3), ("task", 1.5e-3)])
+def test_the_learning_rate_follows_the_stage(tmp_path, stage, expected):
+    assert DistillationTrainingArguments(str(tmp_path), stage=stage, use_cpu=True).learning_rate == expected
+    assert DistillationTrainingArguments(str(tmp_path), stage=stage, use_cpu=True, learning_rate=1.0).learning_rate == 1
+
+
 def test_labels_are_missing(tmp_path):
     trainer = make_trainer(tmp_path, "task", trainer_options={"train_dataset": tiny_text(8, labels=None)})
     with pytest.raises(ValueError, match=r"The batch has no labels\. Add them, or set cross_entropy_weight=0"):

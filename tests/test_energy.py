@@ -40,7 +40,14 @@ from modeling_spikebert import (
     SpikeBertModel,
     native_spikebert,
 )
-from modeling_spikebert.energy import CONSTANTS, EnergyConstants, estimate_energy, measure_cost, measuring
+from modeling_spikebert.energy import (
+    CONSTANTS,
+    EnergyComparison,
+    EnergyConstants,
+    estimate_energy,
+    measure_cost,
+    measuring,
+)
 from modeling_spikebert.energy.plots import plot_raster
 from modeling_spikebert.modeling_spikebert import SpikeBertNeuron, SpikeLinear
 from modeling_spikebert.spike_attention_spikebert import Tokens
@@ -440,6 +447,31 @@ def bert_base():
     for buffer in model.buffers():  # position and token type ids
         nn.init.zeros_(buffer)
     return model
+
+
+def test_a_report_at_another_price_is_that_of_counting_again(bert_base):
+    inputs = {"input_ids": torch.ones(1, 16, dtype=torch.long)}
+    for name in ("45nm-int8", "7nm-fp16"):
+        wanted = estimate_energy(bert_base, inputs, CONSTANTS[name])
+        assert estimate_energy(bert_base, inputs).priced(CONSTANTS[name]) == wanted
+
+
+def test_comparison_has_the_bert_in_int8_and_memory_traffic_in_the_sum(bert_base):
+    """The figures of the last row by hand, and the ratios of the json; no int8 beside int8."""
+    student = SpikeBertForSequenceClassification(SpikeBertConfig(num_hidden_layers=1, num_time_steps=2))
+    inputs = {"input_ids": torch.ones(1, 16, dtype=torch.long)}
+    reports = [estimate_energy(model, inputs) for model in (student, bert_base)]
+    comparison = EnergyComparison(*reports)
+    ours, theirs = (report.strict.energy_mj + report.memory_energy_mj for report in reports)
+    int8 = estimate_energy(bert_base, inputs, CONSTANTS["45nm-int8"])
+    figures = comparison.to_dict()
+    assert figures["ratio"]["strict_with_memory"] == ours / theirs
+    assert figures["ratio_to_int8"].keys() == {"strict", "memory", "strict_with_memory"}
+    assert figures["ratio_to_int8"]["strict_with_memory"] == ours / (int8.strict.energy_mj + int8.memory_energy_mj)
+    (row,) = (line for line in repr(comparison).splitlines() if line.startswith("strict with memory"))
+    assert row.count("%") == 2
+    reports = [estimate_energy(model, inputs, CONSTANTS["45nm-int8"]) for model in (student, bert_base)]
+    assert "ratio_to_int8" not in EnergyComparison(*reports).to_dict()
 
 
 @pytest.mark.parametrize(("n", "gigamacs", "millijoules"), [(128, 11.174, 51.40), (256, 22.952, 105.6)])

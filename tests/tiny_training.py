@@ -90,6 +90,9 @@ def arguments(folder: Path, stage: str, **overrides: Any) -> DistillationTrainin
         "per_device_eval_batch_size": 4,
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "logit_weight": 1.0,  # all losses count, as published
+        "cross_entropy_weight": 0.1,
         "logging_steps": 1,
         "save_strategy": "no",
         "use_cpu": True,

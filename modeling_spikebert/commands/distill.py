@@ -26,6 +26,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    TrainingArguments,
     set_seed,
 )
 from transformers.utils import cached_file
@@ -347,6 +348,8 @@ def fine_tuning(
         model = SpikeBertForSequenceClassification(like_teacher.config)
     if not isinstance(model, SpikeBertForSequenceClassification):
         model.accepts_loss_kwargs = False  # transformers' own classifiers take num_items_in_batch and do not use it
+        if args.has_default_learning_rate:
+            args.learning_rate = TrainingArguments.learning_rate
     tokenizer = AutoTokenizer.from_pretrained(source)
     return ResumableTrainer(
         model,

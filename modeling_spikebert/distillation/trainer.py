@@ -72,6 +72,8 @@ class DistillationTrainer(ResumableTrainer):
         self.layer_map = resolve_layer_map(
             args.layer_map, model.config.num_hidden_layers, teacher.config.num_hidden_layers
         )
+        if args.mixed_time_steps and model.config.num_time_steps == 1:
+            raise ValueError("mixed_time_steps needs a student of several time steps, and its num_time_steps is 1.")
         if args.stage == "task":
             check_label_range(model, kwargs.get("train_dataset"))
         loading: Any = args.accelerator_config
@@ -139,6 +141,7 @@ class DistillationTrainer(ResumableTrainer):
             output_hidden_states=True,
             output_firing_rates=True,
             output_projections=True,
+            num_time_steps=self._draw_time_steps(),
             return_dict=True,
         )
         targets = from_batch(inputs)
@@ -158,6 +161,12 @@ class DistillationTrainer(ResumableTrainer):
         count = len(total) if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
         loss = total.sum() / count
         return (loss, {"logits": outputs.get("logits")}) if return_outputs else loss
+
+    def _draw_time_steps(self) -> int | None:
+        if not self.args.mixed_time_steps or not self.student.training:
+            return None  # those of the config
+        numbers = time_steps_up_to(self.student.config.num_time_steps)
+        return numbers[int(torch.randint(len(numbers), ()))]
 
     def _losses(self, outputs: Any, targets: TeacherOutputs, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """The losses of the stage that have a weight, `[B]` each."""
@@ -238,7 +247,7 @@ class DistillationTrainer(ResumableTrainer):
             "hidden_state_weight > 0": args.hidden_state_weight > 0,
             "embedding_weight > 0": args.embedding_weight > 0,
         }
-        names = (*WEIGHTS, "temperature", "target_firing_rate", "non_finite")
+        names = (*WEIGHTS, "temperature", "target_firing_rate", "mixed_time_steps", "non_finite")
         return kept, free | {name: getattr(args, name) for name in names}
 
     def _prepare_run(self, checkpoint: Path | None) -> None:
@@ -302,6 +311,11 @@ class DistillationTrainer(ResumableTrainer):
     def _write_model_card(self, folder: Path, **kwargs: Any) -> None:
         options = {"base_model": self.teacher.config.name_or_path or None} | kwargs | self.card_options
         write_model_card(folder, self, **options)
+
+
+def time_steps_up_to(num_time_steps: int) -> list[int]:
+    """1, 2, 4, ... and the number itself: what an early exit goes through."""
+    return [*(2**i for i in range(num_time_steps.bit_length()) if 2**i < num_time_steps), num_time_steps]
 
 
 def labelled_by_teacher(labels: Tensor, teacher_logits: Tensor) -> Tensor:

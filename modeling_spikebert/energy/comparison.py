@@ -11,6 +11,13 @@ from .measuring import measure_cost
 from .report import NOT_SPIKING, EnergyReport, estimate_energy
 from .text import align, number, percent
 
+ENERGIES = {  # of a report, in mJ
+    "published": "published.energy_mj",
+    "strict": "strict.energy_mj",
+    "memory": "memory_energy_mj",
+    "strict_with_memory": "energy_with_memory_mj",
+}
+
 
 @dataclass(repr=False)
 class EnergyComparison:
@@ -27,6 +34,15 @@ class EnergyComparison:
     @property
     def reports(self) -> list[EnergyReport]:
         return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    @property
+    def teacher_in_int8(self) -> EnergyReport | None:
+        """The BERT with all its values in 8 bits, which is less than an int8 model takes: it keeps some in float."""
+        technology, _, precision = self.student.constants.name.rpartition("-")
+        constants = CONSTANTS.get(f"{technology}-int8")
+        if self.teacher is None or constants is None or precision == "int8":
+            return None
+        return self.teacher.priced(constants)
 
     def __repr__(self) -> str:
         rows, lines = [self._header("for one sentence"), *self._figures()], []
@@ -63,12 +79,19 @@ class EnergyComparison:
         figures = self.student.to_dict()
         if self.teacher is not None:
             figures["teacher"] = self.teacher.to_dict()
-            student, teacher = (
-                {"published": r.published.energy_mj, "strict": r.strict.energy_mj, "memory": r.memory_energy_mj}
-                for r in self.reports
-            )
-            figures["ratio"] = {name: mj / teacher[name] if teacher[name] else None for name, mj in student.items()}
+            figures["ratio"] = self._ratios(self.teacher, ENERGIES)
+        int8 = self.teacher_in_int8
+        if int8 is not None:
+            strict = {name: figure for name, figure in ENERGIES.items() if name != "published"}
+            figures["ratio_to_int8"] = self._ratios(int8, strict)
         return figures
+
+    def _ratios(self, teacher: EnergyReport, energies: dict[str, str]) -> dict[str, float | None]:
+        ratios = {}
+        for name, figure in energies.items():
+            mj, of_teacher = (attrgetter(figure)(report) for report in (self.student, teacher))
+            ratios[name] = mj / of_teacher if of_teacher else None
+        return ratios
 
     def _notes(self) -> list[str]:
         """On the teacher and the comparison; the student's report has its own."""
@@ -80,8 +103,12 @@ class EnergyComparison:
         return notes
 
     def _header(self, first: str) -> list[str]:
-        names = [report.description for report in self.reports]
-        return [first, *names, *(["ratio"] if len(names) > 1 else [])]
+        header = [first, *(report.description for report in self.reports)]
+        if self.teacher is not None:
+            header.append("ratio")
+        if self.teacher_in_int8 is not None:
+            header += ["BERT in int8", "ratio"]
+        return header
 
     def _figures(self) -> list[list[str]]:
         # No ratio of operations: a spiking model's additions stand in the place of a BERT's MACs.
@@ -91,18 +118,24 @@ class EnergyComparison:
             self._row("published: SOPs", "published.synaptic_operations", False),
             self._row("published: MACs", "published.macs", False),
             self._row("published: mJ", "published.energy_mj"),
+            self._row("spikes per synapse", "spikes_per_synapse", False),
             self._row("strict: additions", "strict.synaptic_operations", False),
             self._row("strict: MACs", "strict.macs", False),
-            self._row("strict: mJ", "strict.energy_mj"),
-            self._row("memory traffic, bytes", "memory_bytes"),
-            self._row("memory traffic, mJ", "memory_energy_mj"),
+            self._row("strict: mJ", "strict.energy_mj", in_int8=True),
+            self._row("memory traffic, bytes", "memory_bytes", in_int8=True),
+            self._row("memory traffic, mJ", "memory_energy_mj", in_int8=True),
+            self._row("strict with memory traffic: mJ", "energy_with_memory_mj", in_int8=True),
         ]
 
-    def _row(self, label: str, figure: str, with_ratio: bool = True) -> list[str]:
-        values = [attrgetter(figure)(report) for report in self.reports]
-        cells = [label, *("-" if value is None else number(value) for value in values)]
-        if len(values) > 1:
+    def _row(self, label: str, figure: str, with_ratio: bool = True, in_int8: bool = False) -> list[str]:
+        value = attrgetter(figure)
+        values = [value(report) for report in self.reports]
+        cells = [label, *("-" if x is None else number(x) for x in values)]
+        if self.teacher is not None:
             cells.append(percent(*values) if with_ratio and None not in values else "")
+        int8 = self.teacher_in_int8
+        if int8 is not None:
+            cells += [number(value(int8)), percent(values[0], value(int8))] if in_int8 else ["", ""]
         return cells
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -45,6 +45,7 @@ class LayerEnergy(Layer):
         strict: every operation.
         memory_bytes: read and written.
         memory_energy_mj: the same in mJ.
+        real_values: read and written, among them.
     """
 
     dense_macs: float
@@ -52,6 +53,7 @@ class LayerEnergy(Layer):
     strict: Account
     memory_bytes: float
     memory_energy_mj: float
+    real_values: float
 
     @property
     def input_kind(self) -> str:
@@ -181,6 +183,27 @@ class EnergyReport(Sentences):
         return sum(layer.memory_energy_mj for layer in self.layers)
 
     @property
+    def energy_with_memory_mj(self) -> float:
+        """Of the strict account and memory traffic."""
+        return self.strict.energy_mj + self.memory_energy_mj
+
+    @property
+    def spikes_per_synapse(self) -> float | None:
+        """Synaptic operations of a sentence for each synapse that a dense model would use once; None for a BERT."""
+        return self.published.synaptic_operations / self.dense_macs if self.spiking else None
+
+    def priced(self, constants: EnergyConstants) -> "EnergyReport":
+        """The same operations at another price, and real values of another size."""
+        layers = []
+        for layer in self.layers:
+            saved = layer.real_values * (self.constants.real_bits - constants.real_bits) / 8
+            memory_bytes = layer.memory_bytes - saved
+            strict = Account.price(layer.strict.synaptic_operations, layer.strict.macs, constants)
+            memory = memory_bytes * constants.memory_pj_per_byte * 1e-9
+            layers.append(replace(layer, strict=strict, memory_bytes=memory_bytes, memory_energy_mj=memory))
+        return replace(self, layers=layers, constants=constants)
+
+    @property
     def firing_rate(self) -> float | None:
         """Spikes of a neuron in a time step, over real tokens and all neurons; None if the model is not spiking."""
         outputs = [layer.output for layer in self.layers if layer.output is not None]
@@ -306,6 +329,7 @@ def _price(layer: LayerCount, sentences: int, constants: EnergyConstants) -> Lay
         ),
         memory_bytes=memory_bytes,
         memory_energy_mj=memory_bytes * constants.memory_pj_per_byte * 1e-9,
+        real_values=(layer.input.entries.total() * (layer.input.kind == "real") + layer.traffic["real"]) / sentences,
     )
 
 
