@@ -14,6 +14,8 @@ from helpers import CODE_FILES, flags
 from tiny_training import VOCABULARY
 from transformers import BertTokenizerFast, MPNetConfig, MPNetModel, pipeline
 
+from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
+
 SCRIPT = str(Path(__file__).parent.parent / "examples" / "train_on_gpu.py")
 UNK, PAD = 0, 1  # as MPNet has them: its positions count from 2
 
@@ -93,5 +95,24 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
     assert second["teacher_accuracy"] == results["teacher_accuracy"]
     assert second["losses"]["stage 1"][0]["embeddings"] < 0.05
 
+    # It goes on with several time steps
+    more = {"teacher": tmp_path / "first" / "teacher", "student": folder, "num-time-steps": 4, "stage2-steps": 8}
+    third = train(monkeypatch, data, tmp_path / "third", **more, mixed_time_steps=True)
+    assert third["losses"].keys() == {"stage 2"}
+    assert json.loads((tmp_path / "third" / "student" / "config.json").read_text())["num_time_steps"] == 4
+
     with pytest.raises(SystemExit, match=r"first exists already\. Remove it, or pass another --output-dir\."):
         train(monkeypatch, data, tmp_path / "first")
+
+
+def test_the_first_of_several_time_steps_computes_what_the_only_one_did():
+    with_time_steps = runpy.run_path(SCRIPT)["with_time_steps"]
+    torch.manual_seed(0)
+    config = SpikeBertConfig(vocab_size=40, hidden_size=16, num_attention_heads=2, intermediate_size=32, tau=1.0)
+    config.num_time_steps, config.num_hidden_layers = 1, 2
+    student = SpikeBertForSequenceClassification(config).eval()
+    more = with_time_steps(student, 4).eval()
+    assert (more.config.num_time_steps, more.config.tau) == (4, 2.0)
+    ids = torch.randint(0, 40, (3, 7))
+    torch.testing.assert_close(more(ids, num_time_steps=1).logits, student(ids).logits)
+    assert not torch.equal(more(ids).logits, student(ids).logits)
