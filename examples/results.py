@@ -1,4 +1,4 @@
-"""Prints the tables of docs/results.md from the folders that the recipes of `examples/recipes` wrote.
+"""Prints the tables of docs/notebook.md from the folders that the recipes of `examples/recipes` wrote.
 
     python examples/results.py runs data
 
