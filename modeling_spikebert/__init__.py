@@ -9,6 +9,7 @@ from .registration import register
 if TYPE_CHECKING:
     from .configuration_spikebert import SpikeBertConfig
     from .distillation import DistillationTrainer, DistillationTrainingArguments
+    from .export import export_onnx
     from .modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
 
 __version__ = version("modeling_spikebert")
@@ -19,6 +20,7 @@ __all__ = [
     "SpikeBertConfig",
     "SpikeBertForSequenceClassification",
     "SpikeBertModel",
+    "export_onnx",
 ]
 
 register()
@@ -30,6 +32,7 @@ _MODULES = {
     "SpikeBertConfig": ".configuration_spikebert",
     "SpikeBertForSequenceClassification": ".modeling_spikebert",
     "SpikeBertModel": ".modeling_spikebert",
+    "export_onnx": ".export",
 }
 
 

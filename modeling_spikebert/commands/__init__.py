@@ -12,6 +12,7 @@ COMMANDS = {
     "distill": "train one stage with all options, or fine-tune a model without a teacher",
     "energy": "count operations and energy of a model on given sentences, beside a BERT",
     "augment": "write changed copies of training text, which the teacher labels in stage 2",
+    "export": "write a classifier as ONNX files, for ONNX Runtime, servers and browsers",
     "convert": "make a folder that loads from a state dict of the published code",
 }
 # What Ctrl-C leaves, where that is a question.

@@ -1,0 +1,248 @@
+"""A SpikeBERT as an ONNX graph, written node by node beside the model file that it follows.
+
+Shapes as there: `T` time steps, `B` batch, `L` tokens, `H` heads, `D` hidden, `d = D / H`, `C` classes. Padding stays
+in, and the mask silences it. In the int8 graph spikes are bytes and weights int8: `MatMulIntegerToFloat`
+(com.microsoft) is the one operator that is not of the standard; its sums of spikes are exact.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from ..int8_spikebert import round_rows
+from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertNeuron, SpikeLinear
+from ..norm_lif_spikebert import LIF
+
+OPSET = 18
+CONTRIBUTED = "com.microsoft"
+
+
+class Graph:
+    """Nodes and constants in the order in which they are written; a value is known by its name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+
+    def op(self, kind: str, *inputs: str, outputs: int = 0, domain: str = "", **attributes: Any) -> Any:
+        """Adds a node; the name of its output, or a list of names for so many `outputs`."""
+        names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs or 1)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
+        return names if outputs else names[0]
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value, dtype, order="C")
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def integers(self, *values: int) -> str:
+        return self.constant(values, np.int64)
+
+    def cast(self, x: str, to: int) -> str:
+        return self.op("Cast", x, to=to)
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """0 stands for a size that stays, -1 for what is left."""
+        return self.op("Reshape", x, self.integers(*shape))
+
+
+def build(model: SpikeBertForSequenceClassification, int8: bool) -> onnx.ModelProto:
+    """The graph of a model in evaluation mode, with the time steps of its config.
+
+    Inputs: `input_ids` and `attention_mask`, int64 `[B, L]`, and `token_type_ids` if the model has them. Outputs:
+    `logits`, float32 `[B, C]`, and with several time steps `logits_per_step`, `[T, B, C]`: the scores after each step.
+    """
+    config: Any = model.config
+    graph, steps = Graph(), config.num_time_steps
+    published = config.variant == "published"
+    mask = None if published else graph.cast("attention_mask", TensorProto.BOOL)  # published: padding counts
+
+    embeddings = _embeddings(graph, model.spikebert.embeddings, int8)  # [B, L, D]
+    x = graph.op("Unsqueeze", embeddings, graph.integers(0))  # [1, B, L, D], the same at each step
+    if published:
+        sign = graph.op("GreaterOrEqual", x, graph.constant(0.0))
+        x = graph.cast(sign, TensorProto.FLOAT)
+    for layer in model.spikebert.encoder.layer:
+        x = graph.op("Add", x, _attention(graph, x, mask, layer.attention, steps, int8))
+        x = graph.op("Add", x, _mlp(graph, x, layer.mlp, steps, int8))
+
+    outputs = _head(graph, model, x, steps, published)
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if config.type_vocab_size else [])]
+    proto = helper.make_graph(
+        graph.nodes,
+        "SpikeBERT",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        list(graph.constants.values()),
+    )
+    opsets = [helper.make_opsetid("", OPSET), *([helper.make_opsetid(CONTRIBUTED, 1)] if int8 else [])]
+    return helper.make_model(proto, opset_imports=opsets, ir_version=10, producer_name="modeling_spikebert")
+
+
+def _embeddings(graph: Graph, module: Any, int8: bool) -> str:
+    words = module.word_embeddings.weight
+    if int8:
+        weight, scale = round_rows(words.detach())
+        rows = graph.cast(graph.op("Gather", graph.constant(weight, np.int8), "input_ids"), TensorProto.FLOAT)
+        scales = graph.op("Gather", graph.constant(scale.unsqueeze(1)), "input_ids")  # [B, L, 1]
+        x = graph.op("Mul", rows, scales)
+    else:
+        x = graph.op("Gather", graph.constant(words), "input_ids")
+    if module.position_embeddings is not None:
+        length = graph.op("Shape", "input_ids", start=1, end=2)
+        table = graph.constant(module.position_embeddings.weight)
+        x = graph.op("Add", x, graph.op("Slice", table, graph.integers(0), length, graph.integers(0)))
+    if module.token_type_embeddings is not None:
+        x = graph.op(
+            "Add", x, graph.op("Gather", graph.constant(module.token_type_embeddings.weight), "token_type_ids")
+        )
+    return x if isinstance(module.LayerNorm, nn.Identity) else _norm(graph, x, module.LayerNorm)
+
+
+def _norm(graph: Graph, x: str, norm: Any) -> str:
+    scale, bias = graph.constant(norm.weight), graph.constant(norm.bias)
+    return graph.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=norm.eps)
+
+
+def _attention(graph: Graph, x: str, mask: str | None, module: Any, steps: int, int8: bool) -> str:
+    """What is added to the shortcut, `[T, B, L, D]`."""
+    heads, width = module.num_heads, module.output.out_features
+    spikes = x if isinstance(module.input_neuron, nn.Identity) else _neuron(graph, x, [module.input_neuron], steps)
+    linears = [module.query, module.key, module.value]
+    neurons = [module.query_neuron, module.key_neuron, module.value_neuron]
+    currents = graph.reshape(_linear(graph, spikes, linears, int8), 0, 0, 0, 3, width)  # one product for all three
+    spikes = _neuron(graph, currents, neurons, steps)
+    if mask is not None:  # a silent key and value take no part
+        spikes = graph.op("And", spikes, graph.op("Unsqueeze", mask, graph.integers(2, 3)))  # [B, L, 1, 1]
+    apart = graph.reshape(spikes, 0, 0, 0, 3, heads, width // heads)
+    apart = graph.cast(graph.op("Transpose", apart, perm=[3, 0, 1, 4, 2, 5]), TensorProto.FLOAT)  # [3, T, B, H, L, d]
+    query, key, value = (graph.op("Gather", apart, graph.constant(i, np.int64), axis=0) for i in range(3))
+    sums = graph.op("MatMul", graph.op("Transpose", key, perm=[0, 1, 2, 4, 3]), value)  # [T, B, H, d, d]
+    context = graph.op("Transpose", graph.op("MatMul", query, sums), perm=[0, 1, 3, 2, 4])
+    context = graph.reshape(context, 0, 0, 0, width)
+    spikes = _neuron(graph, context, [module.context_neuron], steps, factor=module.scale)
+    return _behind(graph, _linear(graph, spikes, [module.output], int8), module.output_neuron, steps)
+
+
+def _mlp(graph: Graph, x: str, module: Any, steps: int, int8: bool) -> str:
+    spikes = x if isinstance(module.input_neuron, nn.Identity) else _neuron(graph, x, [module.input_neuron], steps)
+    spikes = _neuron(graph, _linear(graph, spikes, [module.intermediate], int8), [module.intermediate_neuron], steps)
+    return _behind(graph, _linear(graph, spikes, [module.output], int8), module.output_neuron, steps)
+
+
+def _behind(graph: Graph, current: str, neuron: Any, steps: int) -> str:
+    """As published neurons stand behind a branch, and the shortcut is a sum of spikes."""
+    if isinstance(neuron, nn.Identity):
+        return current
+    return graph.cast(_neuron(graph, current, [neuron], steps), TensorProto.FLOAT)
+
+
+def _linear(graph: Graph, spikes: str, linears: list[SpikeLinear], int8: bool) -> str:
+    """`spike_linear` of spikes or, as published, spike counts; the outputs of several side by side."""
+    weight = np.concatenate([_float_weight(linear) for linear in linears])  # [M, K]
+    bias = graph.constant(np.concatenate([linear.bias.detach().numpy() for linear in linears]))
+    if not int8:
+        spikes = graph.cast(spikes, TensorProto.FLOAT)
+        return graph.op("Add", graph.op("MatMul", spikes, graph.constant(weight.T)), bias)
+    rounded = [_int8_weight(linear) for linear in linears]
+    values = np.concatenate([values for values, _ in rounded]).T  # [K, M]
+    scales = np.concatenate([scale for _, scale in rounded])
+    spikes = graph.cast(spikes, TensorProto.UINT8)
+    return graph.op(
+        "MatMulIntegerToFloat",
+        spikes,
+        graph.constant(values, np.int8),
+        graph.constant(1.0),
+        graph.constant(scales),
+        "",  # no zero points
+        "",
+        bias,
+        domain=CONTRIBUTED,
+    )
+
+
+def _float_weight(linear: SpikeLinear) -> np.ndarray:
+    weight = linear.weight.detach().float()
+    if linear.weight_scale is not None:
+        weight = weight * linear.weight_scale.detach().unsqueeze(1)
+    return weight.numpy()
+
+
+def _int8_weight(linear: SpikeLinear) -> tuple[np.ndarray, np.ndarray]:
+    if linear.weight_scale is not None:
+        return linear.weight.detach().numpy(), linear.weight_scale.detach().numpy()
+    weight, scale = round_rows(linear.weight.detach())
+    return weight.numpy(), scale.numpy()
+
+
+def _neuron(graph: Graph, x: str, neurons: list[SpikeBertNeuron], steps: int, factor: float = 1.0) -> str:
+    """`norm_lif` of the current `[T or 1, ..., D]` times `factor`: bools `[T, ..., D]`.
+
+    Several neurons share the work where `x` is `[..., 3, D]`. With `u = v - rest` a step is
+    `h = u * (1 - 1 / tau) + x / tau`, which fires at `v_threshold - rest`; `1 / tau` is in the weights of the norm.
+    """
+    lif: LIF = neurons[0].neurons
+    threshold = lif.v_threshold - (lif.v_reset or 0.0)
+    if neurons[0].weight is None:
+        x = graph.op("Mul", x, graph.constant(factor / lif.tau))
+    else:
+        weights, biases = (
+            np.stack([getattr(neuron, name).detach().numpy() for neuron in neurons]) / lif.tau
+            for name in ("weight", "bias")
+        )
+        eps = neurons[0].eps / factor**2  # else a norm does not see the factor
+        if len(neurons) == 1:
+            scale, bias = graph.constant(weights[0]), graph.constant(biases[0])
+            x = graph.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=eps)
+        else:
+            x = graph.op("LayerNormalization", x, graph.constant(np.ones(weights.shape[1])), axis=-1, epsilon=eps)
+            x = graph.op("Add", graph.op("Mul", x, graph.constant(weights)), graph.constant(biases))
+    if steps == 1:
+        return graph.op("GreaterOrEqual", x, graph.constant(threshold))
+    each = [steps, *[1] * (3 if len(neurons) == 1 else 4)]  # the current of the first block is the same at each step
+    x = graph.op("Expand", x, graph.integers(*each))
+    return _lif(graph, graph.op("Split", x, outputs=steps, axis=0, num_outputs=steps), lif, threshold)
+
+
+def _lif(graph: Graph, currents: list[str], lif: LIF, threshold: float) -> str:
+    """The dynamics over several time steps, of `x / tau`."""
+    level, keep = graph.constant(threshold), graph.constant(1 - 1 / lif.tau)
+    u, fired = None, []
+    for current in currents:
+        h = current if u is None else graph.op("Add", graph.op("Mul", u, keep), current)
+        spikes = graph.op("GreaterOrEqual", h, level)
+        fired.append(spikes)
+        if lif.v_reset is None:
+            lower = graph.op("Sub", h, graph.constant(lif.v_threshold))
+            u = graph.op("Where", spikes, lower, h)
+        else:
+            u = graph.op("Where", spikes, graph.constant(0.0), h)
+    return graph.op("Concat", *fired, axis=0)
+
+
+def _head(graph: Graph, model: Any, x: str, steps: int, published: bool) -> dict[str, list[Any]]:
+    """LayerNorm, mean over tokens, classifier, mean over time steps; names and shapes of the outputs."""
+    features = _norm(graph, x, model.norm)  # [T, B, L, D]
+    if published:
+        pooled = graph.op("ReduceMean", features, graph.integers(2), keepdims=0)  # [T, B, D]
+    else:
+        mask = graph.cast("attention_mask", TensorProto.FLOAT)
+        tokens = graph.op("ReduceSum", mask, graph.integers(1), keepdims=1)  # [B, 1]
+        kept = graph.op("Mul", features, graph.op("Unsqueeze", mask, graph.integers(2)))
+        pooled = graph.op("Div", graph.op("ReduceSum", kept, graph.integers(2), keepdims=0), tokens)
+    weight, bias = model.classifier.weight.detach().numpy(), graph.constant(model.classifier.bias)
+    scores = graph.op("Add", graph.op("MatMul", pooled, graph.constant(weight.T)), bias)  # [T, B, C]
+    outputs = {"logits": ["batch", len(weight)]}
+    if steps == 1:
+        graph.nodes.append(helper.make_node("Squeeze", [scores, graph.integers(0)], ["logits"]))
+        return outputs
+    so_far = graph.constant(np.arange(1, steps + 1).reshape(steps, 1, 1))
+    sums = graph.op("CumSum", scores, graph.constant(0, np.int64))
+    graph.nodes.append(helper.make_node("Div", [sums, so_far], ["logits_per_step"]))
+    last = graph.constant(steps - 1, np.int64)
+    graph.nodes.append(helper.make_node("Gather", ["logits_per_step", last], ["logits"], axis=0))
+    return outputs | {"logits_per_step": [steps, "batch", len(weight)]}

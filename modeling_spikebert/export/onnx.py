@@ -1,0 +1,175 @@
+"""`export_onnx`: a folder with ONNX files that is laid out as optimum and transformers.js expect it, checked."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..int8_spikebert import round_rows
+from ..modeling_spikebert import SpikeBertForSequenceClassification
+from .graph import build
+
+FILES = {"float32": "model.onnx", "int8": "model_int8.onnx"}
+NUM_SENTENCES = 64
+TOLERANCE = 1e-4
+# A membrane that lies on its threshold may fire in one runtime and not in the other, and changes a sentence's scores.
+MOST_DIFFERING = NUM_SENTENCES // 4
+
+
+@dataclass
+class OnnxCheck:
+    """How a file's scores compare with those of the model in PyTorch, in float32, on 64 sentences of random tokens.
+
+    Args:
+        file: that was written and checked.
+        megabytes: its size.
+        nodes: of the graph.
+        largest_error: of a score, among sentences that do not differ.
+        num_differing: sentences whose scores differ by more than 1e-4: some spike was on its threshold.
+        num_other_classes: of these, those with another class.
+    """
+
+    file: Path
+    megabytes: float
+    nodes: int
+    largest_error: float
+    num_differing: int
+    num_other_classes: int
+
+
+def export_onnx(
+    model: SpikeBertForSequenceClassification,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    precisions: tuple[str, ...] = ("float32", "int8"),
+) -> dict[str, OnnxCheck]:
+    """Writes `onnx/model.onnx` and `onnx/model_int8.onnx` into a folder, with config and tokenizer beside them.
+
+    Inputs are `input_ids` and `attention_mask`, int64 `[B, L]` of any sizes, and `token_type_ids` if the model has
+    them; outputs `logits`, `[B, C]`, and with several time steps `logits_per_step`, `[T, B, C]`, the scores after each
+    step. In the int8 file the weights of blocks and word embeddings are int8, and all else is computed in float32: its
+    scores are those of the float model with rounded weights.
+
+    Args:
+        model: a classifier; float weights, or int8 ones, which are then those of both files.
+        folder: new, or without `onnx/`.
+        tokenizer: is saved beside the model.
+        precisions: which files are written.
+
+    Returns:
+        by precision, what the check of the file found.
+
+    Raises:
+        TypeError: the model is no `SpikeBertForSequenceClassification`.
+        ValueError: an unknown precision, weights in half precision, or there are such files already.
+        RuntimeError: a file does not compute what the model does; it is removed.
+    """
+    if not isinstance(model, SpikeBertForSequenceClassification):
+        raise TypeError(f"Only a SpikeBertForSequenceClassification is exported, got {type(model).__name__}.")
+    unknown = set(precisions) - FILES.keys()
+    if unknown:
+        raise ValueError(f"precisions must be among {', '.join(FILES)}, got {', '.join(sorted(unknown))}.")
+    target = Path(folder) / "onnx"
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{target} has files already. Choose another folder, or remove them.")
+    target.mkdir(parents=True, exist_ok=True)
+    model = copy.deepcopy(model).cpu().eval()
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise ValueError(f"Only weights in float32 are exported, and {name} has {weight.dtype}. Call model.float().")
+    checks = {name: _write(model, target / FILES[name], name == "int8") for name in precisions}
+    config = model.config.to_dict()
+    for name in ("quantization_config", "auto_map", "dtype"):
+        config.pop(name, None)
+    (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return checks
+
+
+def _write(model: SpikeBertForSequenceClassification, file: Path, int8: bool) -> OnnxCheck:
+    graph = build(model, int8)
+    if not int8:  # its contributed operator is unknown to the checker
+        onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, file)
+    try:
+        return _check(rounded(model) if int8 else with_float_weights(model), file, len(graph.graph.node))
+    except Exception:
+        file.unlink()
+        raise
+
+
+def with_float_weights(model: PreTrainedModel) -> Any:
+    """A copy without int8 weights: their values, in float32."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        scale = getattr(module, "weight_scale", None)
+        if scale is not None:
+            weight = cast(Any, module).weight.detach() * scale.detach().unsqueeze(1)
+            cast(Any, module).weight = torch.nn.Parameter(weight, requires_grad=False)
+            cast(Any, module).weight_scale = None
+        if hasattr(module, "dtype") and module is not model and not isinstance(module, PreTrainedModel):
+            cast(Any, module).dtype = None  # neurons in front of int8 weights gave bytes
+    return model
+
+
+def rounded(model: PreTrainedModel) -> Any:
+    """A copy whose float weights are those that int8 files hold."""
+    model = with_float_weights(model)
+    for module in (model.get_input_embeddings(), *(m for m in model.modules() if hasattr(m, "weight_scale"))):
+        weight, scale = round_rows(cast(Any, module).weight.detach())
+        cast(Any, module).weight = torch.nn.Parameter(weight * scale.unsqueeze(1), requires_grad=False)
+    return model
+
+
+def _check(model: Any, file: Path, nodes: int) -> OnnxCheck:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = {tensor.name for tensor in session.get_inputs()}
+    results, wanted = [], []
+    for inputs in _random_sentences(model.config):
+        with torch.inference_mode():
+            wanted.append(model(**inputs).logits)
+        feed = {name: tensor.numpy() for name, tensor in inputs.items() if name in names}
+        results.append(torch.from_numpy(session.run(["logits"], feed)[0]))
+    result, want = torch.cat(results), torch.cat(wanted)
+    errors = (result - want).abs().amax(-1)
+    differs = ~(errors <= TOLERANCE * want.abs().amax(-1).clamp_min(1))
+    others = (result.argmax(-1) != want.argmax(-1)) & differs
+    found = OnnxCheck(
+        file,
+        megabytes=file.stat().st_size / 1e6,
+        nodes=nodes,
+        largest_error=float(errors[~differs].max()) if not differs.all() else float("nan"),
+        num_differing=int(differs.sum()),
+        num_other_classes=int(others.sum()),
+    )
+    if found.num_differing > MOST_DIFFERING:
+        raise RuntimeError(
+            f"{file} does not compute what the model does: {found.num_differing} of {NUM_SENTENCES} sentences have "
+            f"other scores, by up to {errors.max():.3g}. Please report it with the config of the model."
+        )
+    return found
+
+
+def _random_sentences(config: Any) -> list[dict[str, Tensor]]:
+    """64 sentences in batches of several lengths, with padding on the right."""
+    generator = np.random.default_rng(0)
+    longest = min(64, config.max_position_embeddings)
+    batches = []
+    for size, length in ((1, 1), (1, longest), (14, longest // 2 or 1), (16, longest), (32, longest // 3 or 1)):
+        ids = torch.from_numpy(generator.integers(0, config.vocab_size, (size, length)))
+        lengths = torch.from_numpy(generator.integers(1, length + 1, size))
+        mask = (torch.arange(length) < lengths[:, None]).long()
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if config.type_vocab_size:
+            batch["token_type_ids"] = torch.from_numpy(generator.integers(0, config.type_vocab_size, (size, length)))
+        batches.append(batch)
+    return batches

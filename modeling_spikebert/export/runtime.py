@@ -1,0 +1,76 @@
+"""An exported model inside transformers: `pipeline("text-classification", model=OnnxSpikeBert.load(folder), ...)`."""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import onnxruntime
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ..configuration_spikebert import SpikeBertConfig
+from .onnx import FILES
+
+
+class OnnxSpikeBert(PreTrainedModel):
+    """A classifier that ONNX Runtime computes, on the CPU.
+
+    Args:
+        config: that beside the file.
+        session: of the file.
+    """
+
+    config_class = SpikeBertConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: SpikeBertConfig, session: Any):
+        super().__init__(config)
+        self.session = session
+        self.register_buffer("place", torch.empty(0), persistent=False)  # says where a model is
+
+    @classmethod
+    def load(cls, folder: str | Path, file: str | None = None, num_threads: int = 0) -> Self:
+        """From a folder that `export_onnx` wrote.
+
+        Args:
+            folder: has `config.json` and `onnx/`.
+            file: in `onnx/`; by default the int8 one, and else the float32 one.
+            num_threads: of ONNX Runtime; 0 leaves it the choice.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no ONNX file that ONNX Runtime loads.
+        """
+        folder = Path(folder)
+        names = [FILES["int8"], FILES["float32"]] if file is None else [file]
+        found = next((path for path in (folder / "onnx" / name for name in names) if path.is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"{folder / 'onnx'} has no {' and no '.join(names)}. `spikebert export` writes it.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        try:
+            session = onnxruntime.InferenceSession(found, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has a class of its own for each kind of damage
+            raise ValueError(f"{found} is damaged or no ONNX file: {error}. Export it again.") from error
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return cls(SpikeBertConfig(**config), session)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Of token ids `[B, L]`, and of a mask and token types as in `SpikeBertModel.forward`: `logits`, `[B, C]`."""
+        ones = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        given = {"input_ids": input_ids, "attention_mask": ones, "token_type_ids": types}
+        feed = {tensor.name: given[tensor.name].long().numpy() for tensor in self.session.get_inputs()}
+        return SequenceClassifierOutput(logits=torch.from_numpy(self.session.run(["logits"], feed)[0]))
