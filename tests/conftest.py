@@ -55,6 +55,7 @@ SLOW = [
     "real_text",
     "released",
     "scale",
+    "serve",
     "streams",
     "style",
     "tasks",

@@ -14,6 +14,7 @@ COMMANDS = {
     "augment": "write changed copies of training text, which the teacher labels in stage 2",
     "export": "write a classifier as ONNX files, for ONNX Runtime, servers and browsers",
     "convert": "make a folder that loads from a state dict of the published code",
+    "serve": "answer HTTP requests with an exported model, on ONNX Runtime",
 }
 # What Ctrl-C leaves, where that is a question.
 INTERRUPTED = {
