@@ -2,12 +2,14 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import tiny_model
+from tiny_onnx import write_folder
 from transformers import AutoTokenizer
 
 from modeling_spikebert import SpikeBertForSequenceClassification
@@ -105,3 +107,14 @@ def test_accuracy(run, tmp_path):
         logits = torch.cat([model(**tokenizer([text], return_tensors="pt")).logits for text in tweets["text"]])
     right = (logits.argmax(-1) == torch.tensor(tweets["label"])).float().mean().item()
     assert rows["float32"]["accuracy"] == pytest.approx(100 * right)
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk, which makes the load, is not installed")
+def test_serve(run, tmp_path):
+    folder = str(write_folder(tmp_path / "exported"))
+    written, printed = run("serve.py", "--folders", folder, "--clients", "1", "4", "--seconds", "1", "--rounds", "1")
+    assert [(row["name"], row["clients"]) for row in written["rows"]] == [(folder, 1), (folder, 4)]
+    for row in written["rows"]:
+        assert row["sentences_per_second"] > 0
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+    assert "4 clients" in printed

@@ -12,7 +12,7 @@ from .classifier import Tokens
 
 # Padding is computed like text. A batch takes no text that would make its tokens, padding counted, more than this many
 # times those of its texts (`examples/benchmarks/serve.py`).
-MOST_PADDING = 1.5
+MOST_PADDING = 1.2
 
 
 class QueueFullError(Exception):

@@ -162,7 +162,7 @@ def _graph_file(folder: Path, name: str | None) -> Path:
 
 def _labels_of(config: dict[str, Any], folder: Path) -> list[str]:
     """Names in the order of the logits."""
-    names = config.get("id2label")
+    names = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # transformers leaves out this default
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))} or not names:
         raise ValueError(f"{folder / 'config.json'}: id2label must name the classes 0, 1, ... of a classifier.")
     return [str(names[str(i)]) for i in range(len(names))]
