@@ -4,6 +4,7 @@ POST /classify takes {"inputs": "a text"} or {"inputs": ["a text", ...]}; /docs 
 """
 
 import argparse
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         classifier = OnnxClassifier(Path(args.folder), args.file, args.threads or usable_cores(), args.max_length)
         service = Service(classifier, args.max_batch, args.max_wait_ms / 1000, args.max_queue)
         app = create_app(service, args.max_request_kb * 1024)
+        gc.freeze()  # what is loaded stays; looking through it for garbage would stop all answers for 50 ms
         GracefulServer(app, service, greeting(classifier, *socket.getsockname()[:2])).run([socket])
     print(f"Stopped. {service.accepted} requests accepted, {service.answered} answered.", flush=True)
 
