@@ -49,7 +49,7 @@ LAYERS = [
     {"int8_spikebert", "norm_lif_spikebert", "spike_attention_spikebert"},
     {"checks_spikebert", "quantization_spikebert", "spike_linear_spikebert", "teacher_spikebert"},
     {"modeling_spikebert"},
-    {"hub", "registration", "serving"},
+    {"export", "hub", "registration", "serving"},
     {"data", "energy"},
     {"distillation"},
     {"commands"},

@@ -34,7 +34,7 @@ class Graph:
         return names if outputs else names[0]
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value, dtype, order="C")
+        array = np.array(value.detach().numpy() if isinstance(value, Tensor) else value, dtype, order="C")
         name = f"constant_{len(self.constants)}"
         self.constants[name] = numpy_helper.from_array(array, name)
         return name

@@ -84,7 +84,9 @@ def export_onnx(
     model = copy.deepcopy(model).cpu().eval()
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.dtype != torch.float32:
-            raise ValueError(f"Only weights in float32 are exported, and {name} has {weight.dtype}. Call model.float().")
+            raise ValueError(
+                f"Only weights in float32 are exported, and {name} has {weight.dtype}. Call model.float()."
+            )
     checks = {name: _write(model, target / FILES[name], name == "int8") for name in precisions}
     config = model.config.to_dict()
     for name in ("quantization_config", "auto_map", "dtype"):
