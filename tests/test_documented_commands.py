@@ -45,6 +45,10 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {
     ("README.md", 'pip install -c constraints.txt -e ".[quickstart,test]"'): "it is this suite",
     ("docs/training.md", "accelerate launch --config-file"): "needs GPUs; test_scale.py starts two CPU processes",
+    ("docs/deploy_server.md", "pip install"): "a server does not end; test_serve.py starts some",
+    ("docs/deploy_server.md", "curl"): "the same",
+    ("docs/deploy_server.md", "apt install wrk"): "minutes; test_benchmarks.py runs it small",
+    ("docs/deploy_server.md", "spikebert export"): "test_browser.py does it with its own folder",
     ("docs/performance.md", "python examples/benchmarks/inference.py"): "minutes; test_benchmarks.py runs it small",
 }
 # What makes a command short, behind its own options.

@@ -28,9 +28,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from modeling_spikebert.commands import main
 from modeling_spikebert.commands.serve import NUMBERS
+from modeling_spikebert.serving import app
 from modeling_spikebert.serving.batching import MOST_PADDING, Batch, Batcher, QueueFullError
 from modeling_spikebert.serving.classifier import OnnxClassifier, Tokens
 
+ROOT = Path(__file__).parent.parent
 JSON = {"Content-Type": "application/json"}
 HEAD = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 TEXTS = ["word1 word2", "word7", "word3 word4 word5 word6", "word58 word1", "word9 word9 word9"]
@@ -260,6 +262,29 @@ def test_a_large_body_is_refused_with_its_length_or_without(server):
         assert answer["error"] == "The body is larger than 16 KiB. Send fewer or shorter texts in a request."
 
 
+def test_a_body_that_does_not_arrive(folder, monkeypatch):
+    """The app alone, with less patience."""
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.05)
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        service = app.Service(OnnxClassifier(folder), max_batch=4, max_wait=0.0, max_queue=4)
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"20")]
+        scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers, "query_string": b""}
+        await app.create_app(service, max_bytes=100)(scope, receive, send)
+
+    asyncio.run(run())
+    assert [message.get("status") for message in sent] == [408, None]
+    assert json.loads(sent[1]["body"])["error"] == "The body did not arrive within 0.05 seconds."
+
+
 def test_more_texts_than_the_queue_holds(server):
     status, answer = server.ask("/classify", {"inputs": ["word1"] * 65})
     assert status == 413
@@ -384,6 +409,22 @@ def test_a_client_that_leaves_or_stalls_does_not_hold_up_others(server):
         assert server.ask("/classify", {"inputs": "word1"})[0] == 200
         stalled.sendall(b'uts": "word2"}\n')
         assert stalled.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_graph_that_fails_is_an_answer_and_a_line_in_the_log(tmp_path):
+    folder = write_folder(tmp_path)
+    write_graph(folder / "onnx" / "model.onnx", vocab_size=20)
+    served = serve(folder)
+    status, answer = served.ask("/classify", {"inputs": "word50"})
+    assert (status, answer["error_type"]) == (500, "Backend")
+    assert answer["error"] == "The model failed on this batch; the server's log says how."
+    assert served.ask("/classify", {"inputs": "word1"})[0] == 200
+    served.process.send_signal(signal.SIGTERM)
+    output, errors = served.process.communicate(timeout=30)
+    assert output == "Stopped. 2 requests accepted, 2 answered.\n"
+    assert f"{folder}/onnx/model.onnx failed: " in errors
+    assert "out of data bounds" in errors
+    assert "Traceback" not in errors
 
 
 # The queue
@@ -544,6 +585,13 @@ def test_numbers_have_bounds(capsys, name):
         assert capsys.readouterr().err == expected
 
 
+def test_the_guide_lists_the_options():
+    guide = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    for name, (_, _, default, text) in NUMBERS.items():
+        shown = "" if default is None else f"`{default}`"
+        assert f"| `--{name}` | {shown} | {text} |\n" in guide
+
+
 def test_files_that_are_missing_or_damaged(folder, tmp_path):
     def message(*arguments: str | Path) -> str:
         code = refused(*arguments, "--port", "0")
@@ -572,6 +620,11 @@ def test_files_that_are_missing_or_damaged(folder, tmp_path):
     assert message(copy) == f"{copy}/config.json: id2label must name the classes 0, 1, ... of a classifier."
     (copy / "config.json").write_text("{")
     assert message(copy).startswith(f"{copy}/config.json is not JSON: ")
+
+
+def test_without_the_extra(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modeling_spikebert.serving.app", None)
+    assert refused(folder).endswith('Install what serves: pip install -c constraints.txt ".[serve]".')
 
 
 def test_a_port_that_is_taken(folder):

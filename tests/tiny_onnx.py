@@ -27,11 +27,18 @@ def expected_logits(ids: list[int]) -> np.ndarray:
     return embeddings[ids].mean(0) @ classifier
 
 
-def write_graph(file: Path, num_labels: int = len(LABELS), scale: float = 1.0) -> None:
-    """The mean embedding of the tokens that count, times a matrix; also the logits of two time steps."""
+def write_graph(file: Path, num_labels: int = len(LABELS), scale: float = 1.0, vocab_size: int | None = None) -> None:
+    """The mean embedding of the tokens that count, times a matrix; also the logits of two time steps.
+
+    Args:
+        file: where to write it.
+        num_labels: the first classes, which it keeps.
+        scale: factor of the logits.
+        vocab_size: the first tokens, which it keeps; it fails on others.
+    """
     embeddings, classifier = weights()
     constants = {
-        "embeddings": embeddings,
+        "embeddings": embeddings[:vocab_size],
         "classifier": scale * classifier[:, :num_labels],
         "last": np.array([2]),
         "tokens": np.array([1]),

@@ -1,6 +1,7 @@
 """The HTTP interface: what a request may be, what is answered, what is counted."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .batching import Batch, Batcher, QueueFullError
 from .classifier import InputError, OnnxClassifier, Text
 
+LOGGER = logging.getLogger("uvicorn.error")  # the server's log
 BODY_SECONDS = 10  # within which a body must arrive
 CLASSIFYING = ("/classify", "/predict")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # buckets of the histograms
@@ -104,7 +106,7 @@ class Service:
         """For each text its `top_k` classes, or all, with the most likely first.
 
         Raises:
-            HTTPException: 4xx for a text that cannot be taken, 503 if the queue is full.
+            HTTPException: 4xx for a text that cannot be taken, 503 if the queue is full, 500 if the graph fails.
         """
         if not texts:
             raise HTTPException(422, "inputs is empty. Send at least one text.")
@@ -121,6 +123,9 @@ class Service:
             logits = await self.batcher.run_batched(sentences)
         except InputError as error:
             raise HTTPException(413 if error.too_long else 422, str(error)) from error
+        except Exception as error:  # ONNX Runtime's errors have no public base class
+            LOGGER.error("%s failed: %s", self.classifier.path, error)
+            raise HTTPException(500, "The model failed on this batch; the server's log says how.") from error
         finally:
             self.batcher.release(len(texts))
         rows = logits if raw else self.classifier.to_scores(logits)
@@ -244,10 +249,6 @@ def create_app(service: Service, max_bytes: int) -> FastAPI:
             return failure(400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
         where = ".".join(str(part) for part in first["loc"][1:2]) or "The body"
         return failure(422, f"{where}: {first['msg']}.")
-
-    @app.exception_handler(Exception)
-    async def on_error(_: Request, error: Exception) -> Response:
-        return failure(500, "The model failed on this request; the server's log says how.")
 
     @app.post("/classify", summary="Classify one or several texts", response_model=list[Score] | list[list[Score]])
     async def classify(request: ClassifyRequest) -> Response:
