@@ -15,8 +15,8 @@ async function readJson(file) {
 
 /** Loads what `spikebert export --format onnx` has written; resolves to a function that classifies a text. */
 async function load() {
-  // Several threads need the headers of cross-origin isolation, which a plain static server does not send.
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
+  // Two threads took longer than one for a sentence, and they need headers of cross-origin isolation from the server.
+  ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmPaths = new URL("vendor/", document.baseURI).href;
   const [config, tokenizerJson, tokenizerConfig, session] = await Promise.all([
     readJson("model/config.json"),
@@ -141,8 +141,9 @@ function watch(classify) {
     busy = true;
     try {
       do {
-        spikebert.shown = element("text").value;
-        await show(spikebert.shown);
+        const text = element("text").value;
+        await show(text);
+        spikebert.shown = text;
       } while (spikebert.shown !== element("text").value);
     } catch (error) {
       showStatus(`The model failed: ${error.message}`, true);

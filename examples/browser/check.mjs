@@ -29,8 +29,10 @@ async function answer({ texts, type, screenshot }) {
   if (screenshot) return await page.screenshot({ path: screenshot }).then(() => ({}));
   await page.fill("#text", "");
   await page.locator("#text").pressSequentially(type);
-  const isShown = (text) => spikebert.shown === text && document.querySelector("#status").textContent.includes(" ms for ");
-  await page.waitForFunction(isShown, type);
+  await page.waitForFunction(
+    (text) => spikebert.shown === text && document.querySelector("#status").textContent.includes(" ms for "),
+    type,
+  );
   const shown = await page.locator("#classes li").allInnerTexts();
   const status = await page.locator("#status").innerText();
   const lines = await page.locator("#chart polyline").count();

@@ -18,7 +18,9 @@ const [folder, asked] = process.argv.slice(2);
 if (!folder) fail("name a folder: npm run copy -- FOLDER [FILE]");
 const names = asked ? [asked] : ["model_int8.onnx", "model.onnx"];
 const graph = names.map((name) => join(folder, "onnx", name)).find(existsSync);
-if (!graph) fail(`${join(folder, "onnx")} has no ${names.join(" and no ")}; \`spikebert export FOLDER --format onnx\` writes it`);
+if (!graph) {
+  fail(`${join(folder, "onnx")} has no ${names.join(" and no ")}; \`spikebert export FOLDER --format onnx\` writes it`);
+}
 const ort = join(here, "node_modules", "onnxruntime-web", "dist");
 const tokenizers = join(here, "node_modules", "@huggingface", "tokenizers", "dist");
 if (!existsSync(ort) || !existsSync(tokenizers)) fail("node_modules is missing; run `npm ci` first");
