@@ -45,10 +45,11 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {
     ("README.md", 'pip install -c constraints.txt -e ".[quickstart,test]"'): "it is this suite",
     ("docs/training.md", "accelerate launch --config-file"): "needs GPUs; test_scale.py starts two CPU processes",
-    ("docs/deploy_server.md", "pip install"): "a server does not end; test_serve.py starts some",
-    ("docs/deploy_server.md", "curl"): "the same",
-    ("docs/deploy_server.md", "apt install wrk"): "minutes; test_benchmarks.py runs it small",
-    ("docs/deploy_server.md", "spikebert export"): "test_browser.py does it with its own folder",
+    ("docs/deploy.md", 'pip install -c constraints.txt ".[serve]"'): "a server does not end; test_serve.py starts some",
+    ("docs/deploy.md", "curl"): "the same",
+    ("docs/deploy.md", "apt install wrk"): "minutes; test_benchmarks.py runs it small",
+    ("docs/deploy.md", "(cd examples/browser"): "test_browser.py does it with its own folder",
+    ("docs/results.md", "python examples/fetch_teacher.py"): "needs a GPU; test_examples_gpu.py runs it small",
     ("docs/performance.md", "python examples/benchmarks/inference.py"): "minutes; test_benchmarks.py runs it small",
 }
 # What makes a command short, behind its own options.
@@ -59,12 +60,14 @@ SHORT = {
     "spikebert energy": "",
     "spikebert augment": "",
     "spikebert convert": "",
+    "spikebert export": "",
     "spikebert distill": "--max-steps 2 --per-device-train-batch-size 4 --use-cpu --disable-tqdm 1",
     "hf upload": "",
 }
 # Files that a page's last readers find.
 LEFT_BEHIND = {
     "README.md": ["energy.json", "pictures/spike_raster.png", "runs/own/student", "runs/int8", "runs/student"],
+    "docs/deploy.md": ["runs/onnx/onnx/model_int8.onnx"],
     "docs/energy.md": [],
     "docs/training.md": ["runs/student/model.safetensors", "runs/published/model.safetensors"],
 }
