@@ -114,6 +114,7 @@ def train(args: argparse.Namespace) -> dict:
             output_dir=str(Path(args.save_to)),
             stage="task",
             max_steps=2,
+            learning_rate=5e-5,
             save_steps=1,
             per_device_train_batch_size=2,
             push_to_hub=True,

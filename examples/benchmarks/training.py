@@ -7,6 +7,7 @@ operators, `fast` is the model as it runs; both under bfloat16 autocast, as a Tr
 float32. Memory is the peak of all tensors that a step makes, over what it found.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -112,7 +113,9 @@ def main(args: TrainingArguments) -> None:
         "bert-fp32": (bert(), False),
         "bert-bf16": (bert(), True),
     }
-    models["fast-less-memory"][0].gradient_checkpointing_enable()
+    with warnings.catch_warnings():  # newer versions of transformers have another name for it
+        warnings.simplefilter("ignore", FutureWarning)
+        models["fast-less-memory"][0].gradient_checkpointing_enable()
     steps = {name: training_step(model, batches, bf16) for name, (model, bf16) in models.items()}
     steps = {name: naive(step) if "naive" in name else step for name, step in steps.items()}
     medians = interleaved(steps, args.repeats)

@@ -335,7 +335,7 @@ def _write_card(
         training={
             "training sentences": len(text.train),
             "stage 1 (hidden states, embeddings)": f"{args.general_steps} steps",
-            "stage 2 (also logits, labels)": f"{args.task_steps} steps",
+            "stage 2 (also logits)": f"{args.task_steps} steps",
             "batch size": args.batch_size,
             "learning rate": args.learning_rate,
             "longest sentence": f"{args.max_length} tokens",
