@@ -50,7 +50,7 @@ def main(folder: Path, steps: int) -> None:
     stage1.train()
     stage1.save_model()
 
-    # Stage 2: it learns the task from the teacher's logits, hidden states and the labels
+    # Stage 2: it learns the task from the teacher's logits and hidden states
     args = DistillationTrainingArguments(
         str(folder / "student"), stage="task", initial_projections=str(folder / "stage1"), **options
     )

@@ -20,14 +20,7 @@ def classification_losses(logits: Tensor, labels: Tensor, config: SpikeBertConfi
     Fills in `config.problem_type` from the labels if it is None, as BERT does.
     """
     check_tensor("labels", labels, NUMBER_TYPES)
-    problem_type = config.problem_type
-    if problem_type is None:
-        if config.num_labels == 1:
-            problem_type = "regression"
-        elif labels.is_floating_point():
-            problem_type = "multi_label_classification"
-        else:
-            problem_type = "single_label_classification"
+    problem_type = problem_type_of(labels, config)
     check_labels(logits, labels, problem_type)
     config.problem_type = problem_type
     labels = labels.to(logits.device)
@@ -148,6 +141,15 @@ def check_inputs(
                 f"{name} must lie between 0 and {size - 1}, got {int(ids.min())} to {int(ids.max())}. "
                 "Is this the tokenizer that belongs to the model?"
             )
+
+
+def problem_type_of(labels: Tensor, config: SpikeBertConfig) -> Any:
+    """The config's, and if it is None what the labels say, as in BERT."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
 def check_labels(logits: Tensor, labels: Tensor, problem_type: str) -> None:

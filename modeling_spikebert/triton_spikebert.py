@@ -208,7 +208,7 @@ if HAS_TRITON:
             there = there & (tl.load(mask_ptr + rows, there, other=0) != 0)
         return rows, there
 
-    # Programs: (a piece of a sentence's tokens, sentence and time step, head).
+    # Programs: (sentence and time step, a piece of its tokens, head); only the first may be many.
     ATTENTION_ARGUMENTS = ["length", "batch"]  # they change from batch to batch
 
     @triton.jit(do_not_specialize=ATTENTION_ARGUMENTS)
@@ -227,10 +227,10 @@ if HAS_TRITON:
         precision: tl.constexpr,
     ):
         width = tl.num_programs(2) * size
-        place = tl.cast(tl.program_id(1), tl.int64) * length * width + tl.program_id(2) * size
+        place = tl.cast(tl.program_id(0), tl.int64) * length * width + tl.program_id(2) * size
         if mask_ptr is not None:
-            mask_ptr += tl.program_id(1) % batch * length
-        rows, there = _rows(mask_ptr, tl.program_id(0) * tokens, length, tokens)
+            mask_ptr += tl.program_id(0) % batch * length
+        rows, there = _rows(mask_ptr, tl.program_id(1) * tokens, length, tokens)
         query = _load(query_ptr + place, rows, there, width, size, block)
         out = tl.full([tokens, block], 0.0, tl.float32)
         for start in range(0, length, tokens):
@@ -260,10 +260,10 @@ if HAS_TRITON:
         precision: tl.constexpr,
     ):
         width = tl.num_programs(2) * size
-        place = tl.cast(tl.program_id(1), tl.int64) * length * width + tl.program_id(2) * size
+        place = tl.cast(tl.program_id(0), tl.int64) * length * width + tl.program_id(2) * size
         if mask_ptr is not None:
-            mask_ptr += tl.program_id(1) % batch * length
-        rows, there = _rows(mask_ptr, tl.program_id(0) * tokens, length, tokens)
+            mask_ptr += tl.program_id(0) % batch * length
+        rows, there = _rows(mask_ptr, tl.program_id(1) * tokens, length, tokens)
         query = _load(query_ptr + place, rows, there, width, size, block)
         key = _load(key_ptr + place, rows, there, width, size, block)
         value = _load(value_ptr + place, rows, there, width, size, block)
@@ -445,14 +445,17 @@ def _attention_arguments(
     """The grid, and the arguments of both kernels."""
     steps, batch, length, width = query.shape
     size = width // num_heads
-    tokens = min(64, max(16, triton.next_power_of_2(length)))
-    return (triton.cdiv(length, tokens), steps * batch, num_heads), {
+    block = max(16, triton.next_power_of_2(size))
+    # Small enough for the memory of any GPU's processors, about 100 KB, also backward.
+    tokens = min(64, max(16, 8192 // (block * query.element_size())), max(16, triton.next_power_of_2(length)))
+    return (steps * batch, triton.cdiv(length, tokens), num_heads), {
         "mask_ptr": None if mask is None else mask.contiguous(),
         "length": length,
         "batch": batch,
         "size": size,
-        "block": max(16, triton.next_power_of_2(size)),
+        "block": block,
         "tokens": tokens,
         "precision": "ieee",  # gradients in float32 need all of its bits
         "enable_fp_fusion": True,
+        "num_stages": 1,  # others keep several tiles of what is read next
     }

@@ -856,6 +856,16 @@ def test_the_learning_rate_follows_the_stage(tmp_path, stage, expected):
     assert DistillationTrainingArguments(str(tmp_path), stage=stage, use_cpu=True, learning_rate=1.0).learning_rate == 1
 
 
+def test_several_labels_need_no_weight_of_their_own(tmp_path):
+    """What the labels are is known without their loss: the logits teach each of them apart."""
+    student, teacher = stage_models("task")
+    student.config.problem_type = None
+    rows = tiny_text(16, 0, labels=lambda i: [float(i % 2), 1.0, 0.0])
+    options = {"train_dataset": rows, "eval_dataset": None}
+    make_trainer(tmp_path, "task", (student, teacher), options, cross_entropy_weight=0.0).train()
+    assert student.config.problem_type == "multi_label_classification"
+
+
 def test_labels_are_missing(tmp_path):
     trainer = make_trainer(tmp_path, "task", trainer_options={"train_dataset": tiny_text(8, labels=None)})
     with pytest.raises(ValueError, match=r"The batch has no labels\. Add them, or set cross_entropy_weight=0"):

@@ -412,6 +412,32 @@ def test_kernels_compile_for_a_gpu(target, shape, dtype, spike_dtype, v_reset, h
     assert len(written) == (2 if dtype == torch.float64 else 4)
 
 
+@pytest.mark.parametrize("size", [96, 256])
+def test_attention_fits_into_the_memory_of_a_small_gpu(size, monkeypatch, tmp_path):
+    """100 KB of shared memory for a program, as an L4 or a 4090 has, forward and backward."""
+    compiler = pytest.importorskip("triton.backends.compiler")
+    from triton.backends import backends
+    from triton.runtime import driver
+
+    if "nvidia" not in backends:
+        pytest.skip("this Triton does not compile for cuda")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(driver, "_active", Device(compiler.GPUTarget("cuda", 89, 32)))
+    module, compiled = load_copy(), []
+
+    class Remembers(OnlyCompiles):
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            return lambda *args, **kwargs: compiled.append(self.kernel.warmup(*args, grid=grid, **kwargs))
+
+    for name in ("_attention_kernel", "_attention_backward_kernel"):
+        setattr(module, name, Remembers(getattr(module, name)))
+    spikes = torch.empty((1, 2, 128, 2 * size), dtype=torch.bfloat16, device="meta")
+    module.attention_forward(spikes, spikes, spikes, None, 2)
+    module.attention_backward(spikes, spikes, spikes, spikes.float(), None, 2)
+    assert [kernel.metadata.shared <= 99 * 1024 for kernel in compiled] == [True, True]
+
+
 # Without Triton
 
 

@@ -21,8 +21,9 @@ WEIGHTS = (
 class DistillationTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments`, and what distillation adds.
 
-    The defaults are those of the best students of docs/results.md. What the published script has (arXiv 2308.15122;
-    depth 12, T 4, stage 2) stands beside them.
+    Learning rates, weights of the losses, `adam_beta2` and warm-up are by default those of the best students of
+    docs/results.md, whose batches had 8,192 tokens. What the published script has (arXiv 2308.15122; depth 12, T 4,
+    stage 2) stands beside them.
     """
 
     learning_rate: float | None = field(  # type: ignore[assignment]  # a number behind `__post_init__`
@@ -39,8 +40,8 @@ class DistillationTrainingArguments(TrainingArguments):
     stage: str = field(
         default="task",
         metadata={
-            "help": "'general': unlabelled text, hidden states and embeddings. 'task': labelled text, also logits and "
-            "cross entropy."
+            "help": "'general': unlabelled text, hidden states and embeddings. 'task': labelled text, also logits "
+            "and, with a weight, labels."
         },
     )
     hidden_state_weight: float = field(

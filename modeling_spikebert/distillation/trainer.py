@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
-from ..checks_spikebert import classification_losses
+from ..checks_spikebert import classification_losses, problem_type_of
 from ..data import TextStream
 from ..hub import write_model_card
 from ..modeling_spikebert import SpikeBertPreTrainedModel
@@ -175,12 +175,14 @@ class DistillationTrainer(ResumableTrainer):
         token_mask = inputs.get("attention_mask", torch.ones_like(ids))
         word_embeddings, *states = outputs["projected_states"]
         losses = {}
+        if labels is not None:  # the loss of logits and the pipeline follow it
+            self.student.config.problem_type = problem_type_of(labels, self.student.config)
         if weights["hidden_states"]:
             losses["hidden_states"] = hidden_state_loss(states, targets.states, token_mask)
         if weights["embeddings"]:
             embeddings = self.teacher.get_input_embeddings()(ids)
             losses["embeddings"] = embedding_loss(word_embeddings, embeddings, token_mask, self._teacher_variance)
-        if weights.get("cross_entropy"):  # first: the labels may fill in the problem type
+        if weights.get("cross_entropy"):
             if labels is None:
                 raise ValueError("The batch has no labels. Add them, or set cross_entropy_weight=0.")
             assert targets.logits is not None
