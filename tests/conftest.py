@@ -52,6 +52,8 @@ SLOW = [
     "examples_gpu",
     "hub",
     "imports",
+    "one_bit_bert",
+    "onnx",
     "real_text",
     "released",
     "scale",
