@@ -284,26 +284,30 @@ def make_student(
             args.student, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
         )
         student = with_time_steps(student, args.num_time_steps)
-    else:
-        sizes = {name: getattr(args, name) for name in ("num_hidden_layers", "hidden_size", "num_time_steps")}
-        sizes["intermediate_size"] = 4 * args.hidden_size
-        if args.num_time_steps == 1:  # a membrane that is used once has nothing to forget
-            sizes["tau"] = 1
-        student = SpikeBertForSequenceClassification(SpikeBertConfig(**inherited_fields(teacher, sizes)))
-    config = student.config
-    projections = FeatureProjections(
-        config.num_hidden_layers, config.hidden_size, teacher.config.hidden_size, words.embedding_dim
-    )
-    if args.student is not None:
+        projections = new_projections(student, teacher)
         own = student.get_input_embeddings().weight.detach()
         if own.shape[1] != words.embedding_dim:  # the way back to the teacher's embeddings
             projections.embeddings.weight.data = torch.linalg.lstsq(own, words.weight.detach()).solution.T.contiguous()
         return student.to(DEVICE), projections.to(DEVICE)
+    sizes = {name: getattr(args, name) for name in ("num_hidden_layers", "hidden_size", "num_time_steps")}
+    sizes["intermediate_size"] = 4 * args.hidden_size
+    if args.num_time_steps == 1:  # a membrane that is used once has nothing to forget
+        sizes["tau"] = 1
+    student = SpikeBertForSequenceClassification(SpikeBertConfig(**inherited_fields(teacher, sizes)))
+    projections = new_projections(student, teacher)
     if args.hidden_size < words.embedding_dim:
         start_narrower(student, projections, teacher, text.token_counts(words.num_embeddings))
     else:
         copy_embeddings(teacher, student.base_model.embeddings)
     return student.to(DEVICE), projections.to(DEVICE)
+
+
+def new_projections(student: PreTrainedModel, teacher: PreTrainedModel) -> FeatureProjections:
+    words, _, _ = embedding_tables(teacher)
+    config = student.config
+    return FeatureProjections(
+        config.num_hidden_layers, config.hidden_size, teacher.config.hidden_size, words.embedding_dim
+    )
 
 
 def with_time_steps(

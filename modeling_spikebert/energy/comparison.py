@@ -1,6 +1,7 @@
 """A spiking model beside a BERT, on the same sentences."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -35,7 +36,7 @@ class EnergyComparison:
     def reports(self) -> list[EnergyReport]:
         return [self.student] if self.teacher is None else [self.student, self.teacher]
 
-    @property
+    @cached_property
     def teacher_in_int8(self) -> EnergyReport | None:
         """The BERT with all its values in 8 bits, which is less than an int8 model takes: it keeps some in float."""
         technology, _, precision = self.student.constants.name.rpartition("-")

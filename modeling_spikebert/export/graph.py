@@ -111,7 +111,7 @@ def _norm(graph: Graph, x: str, norm: Any) -> str:
 def _attention(graph: Graph, x: str, mask: str | None, module: Any, steps: int, int8: bool) -> str:
     """What is added to the shortcut, `[T, B, L, D]`."""
     heads, width = module.num_heads, module.output.out_features
-    spikes = x if isinstance(module.input_neuron, nn.Identity) else _neuron(graph, x, [module.input_neuron], steps)
+    spikes = _before(graph, x, module.input_neuron, steps)
     linears = [module.query, module.key, module.value]
     neurons = [module.query_neuron, module.key_neuron, module.value_neuron]
     currents = graph.reshape(_linear(graph, spikes, linears, int8), 0, 0, 0, 3, width)  # one product for all three
@@ -129,9 +129,14 @@ def _attention(graph: Graph, x: str, mask: str | None, module: Any, steps: int, 
 
 
 def _mlp(graph: Graph, x: str, module: Any, steps: int, int8: bool) -> str:
-    spikes = x if isinstance(module.input_neuron, nn.Identity) else _neuron(graph, x, [module.input_neuron], steps)
+    spikes = _before(graph, x, module.input_neuron, steps)
     spikes = _neuron(graph, _linear(graph, spikes, [module.intermediate], int8), [module.intermediate_neuron], steps)
     return _behind(graph, _linear(graph, spikes, [module.output], int8), module.output_neuron, steps)
+
+
+def _before(graph: Graph, x: str, neuron: Any, steps: int) -> str:
+    """The spikes that a branch sees; as published the shortcut is a sum of spikes itself."""
+    return x if isinstance(neuron, nn.Identity) else _neuron(graph, x, [neuron], steps)
 
 
 def _behind(graph: Graph, current: str, neuron: Any, steps: int) -> str:
@@ -143,9 +148,9 @@ def _behind(graph: Graph, current: str, neuron: Any, steps: int) -> str:
 
 def _linear(graph: Graph, spikes: str, linears: list[SpikeLinear], int8: bool) -> str:
     """`spike_linear` of spikes or, as published, spike counts; the outputs of several side by side."""
-    weight = np.concatenate([_float_weight(linear) for linear in linears])  # [M, K]
     bias = graph.constant(np.concatenate([linear.bias.detach().numpy() for linear in linears]))
     if not int8:
+        weight = np.concatenate([_float_weight(linear) for linear in linears])  # [M, K]
         spikes = graph.cast(spikes, TensorProto.FLOAT)
         return graph.op("Add", graph.op("MatMul", spikes, graph.constant(weight.T)), bias)
     rounded = [_int8_weight(linear) for linear in linears]

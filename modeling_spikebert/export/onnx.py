@@ -80,13 +80,13 @@ def export_onnx(
     target = Path(folder) / "onnx"
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} has files already. Choose another folder, or remove them.")
-    target.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval()
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.dtype != torch.float32:
             raise ValueError(
                 f"Only weights in float32 are exported, and {name} has {weight.dtype}. Call model.float()."
             )
+    target.mkdir(parents=True, exist_ok=True)
     checks = {name: _write(model, target / FILES[name], name == "int8") for name in precisions}
     config = model.config.to_dict()
     for name in ("quantization_config", "auto_map", "dtype"):
@@ -112,15 +112,8 @@ def _write(model: SpikeBertForSequenceClassification, file: Path, int8: bool) ->
 def with_float_weights(model: PreTrainedModel) -> Any:
     """A copy without int8 weights: their values, in float32."""
     model = copy.deepcopy(model)
-    for module in model.modules():
-        scale = getattr(module, "weight_scale", None)
-        if scale is not None:
-            weight = cast(Any, module).weight.detach() * scale.detach().unsqueeze(1)
-            cast(Any, module).weight = torch.nn.Parameter(weight, requires_grad=False)
-            cast(Any, module).weight_scale = None
-        if hasattr(module, "dtype") and module is not model and not isinstance(module, PreTrainedModel):
-            cast(Any, module).dtype = None  # neurons in front of int8 weights gave bytes
-    return model
+    has_int8 = any(getattr(module, "weight_scale", None) is not None for module in model.modules())
+    return cast(Any, model).dequantize() if has_int8 else model
 
 
 def rounded(model: PreTrainedModel) -> Any:
@@ -134,12 +127,11 @@ def rounded(model: PreTrainedModel) -> Any:
 
 def _check(model: Any, file: Path, nodes: int) -> OnnxCheck:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    names = {tensor.name for tensor in session.get_inputs()}
     results, wanted = [], []
     for inputs in _random_sentences(model.config):
         with torch.inference_mode():
             wanted.append(model(**inputs).logits)
-        feed = {name: tensor.numpy() for name, tensor in inputs.items() if name in names}
+        feed = {name: tensor.numpy() for name, tensor in inputs.items()}
         results.append(torch.from_numpy(session.run(["logits"], feed)[0]))
     result, want = torch.cat(results), torch.cat(wanted)
     errors = (result - want).abs().amax(-1)
