@@ -8,38 +8,25 @@ last, and why.
 """
 
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable
-from ctypes import CDLL, c_int64, c_void_p, string_at
+from ctypes import c_int64, c_void_p, string_at
 from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+from .compiler_spikebert import compiled, has_compiler
 
 # Without gradients kernels are compiled when a process has computed so many values without them. A value takes about
 # 20 ns less with them, so that the two seconds of the compiler come back.
 WORTH_COMPILING = 2**27
 
-# Rounded as torch rounds; loops over vectors need not care for errors that nobody reads.
-FLAGS = ["-O3", "-march=native", "-std=c++20", "-fopenmp", "-shared", "-fPIC"]
-FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-
 _forms: dict[str, str] = {}
 _computed: Counter[str] = Counter()
 _loaded: set[Callable[[], Any]] = set()
-_failures: list[str] = []  # of the compiler; it is not asked again
 _order = {"0": False, "1": True}.get(os.environ.get("SPIKEBERT_FAST_FORMS", ""))  # None: where they pay
 
 
@@ -101,7 +88,7 @@ def kernels(operator: str, load: Callable[[], Any], values: int, training: bool)
         values: how many values this call computes.
         training: whether gradients are wanted. Trainings are long: they compile at once.
     """
-    if not _has_compiler():
+    if not has_compiler():
         note(operator, "naive", "there is no C++ compiler")
         return None
     _computed[operator] += values
@@ -115,57 +102,6 @@ def kernels(operator: str, load: Callable[[], Any], values: int, training: bool)
         note(operator, "naive", "the C++ compiler failed")
         return None
     return library
-
-
-def _compiler() -> str:
-    return os.environ.get("CXX", "g++")
-
-
-@cache
-def _has_compiler() -> bool:
-    return shutil.which(_compiler()) is not None
-
-
-@cache
-def compiled(source: str) -> Any:
-    """The C++ source as a `ctypes.CDLL`, or None, and a warning, where it cannot be compiled."""
-    if _failures:
-        return None
-    try:
-        library = _library_file(source)
-        if not library.is_file():
-            logger.info("Compiling kernels for this CPU: a few seconds, once on this machine.")
-            _compile(source, library)
-        return CDLL(str(library))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = (error.stderr or "").strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        _failures.append(said.splitlines()[0] if said else repr(error))
-        warnings.warn(
-            f"SpikeBERT runs without its C++ kernels, since the compiler failed: {_failures[0]}", stacklevel=2
-        )
-        return None
-
-
-def _library_file(source: str) -> Path:
-    """In torch's cache; the name follows from the source, the flags and the CPU, whose own instructions are used."""
-    cpu = Path("/proc/cpuinfo")
-    features = [line for line in cpu.read_text().splitlines() if line.startswith("flags")] if cpu.is_file() else []
-    key = "\n".join((source, *FLAGS, _compiler(), platform.machine(), platform.processor(), *features[:1]))
-    return Path(torch.hub.get_dir()).parent / "spikebert" / f"{sha256(key.encode()).hexdigest()[:16]}.so"
-
-
-def _compile(source: str, library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # so that no other process finds half a file
-        new = Path(folder) / library.name
-        subprocess.run(
-            [_compiler(), *FLAGS, "-x", "c++", "-", "-o", str(new)],
-            input=source,
-            text=True,
-            capture_output=True,
-            check=True,
-        )
-        new.replace(library)
 
 
 def pointers(*tensors: Tensor | None) -> list[c_void_p]:

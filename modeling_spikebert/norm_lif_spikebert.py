@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .native_spikebert import compiled, kernels, needs_gradient, note, obstacle, pointers, spike_dtype
+from .compiler_spikebert import compiled
+from .native_spikebert import kernels, needs_gradient, note, obstacle, pointers, spike_dtype
 from .triton_spikebert import HAS_TRITON, norm_lif_backward, norm_lif_forward
 
 

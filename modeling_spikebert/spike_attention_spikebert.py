@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .compiler_spikebert import compiled
 from .native_spikebert import (
-    compiled,
     is_traced,
     kernels,
     needs_gradient,

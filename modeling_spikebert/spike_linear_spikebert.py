@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .compiler_spikebert import compiled
 from .int8_spikebert import dequantized_product, has_kernels, int8_product
 from .native_spikebert import (
     BITS_OF_ONE,
-    compiled,
     kernels,
     needs_gradient,
     note,

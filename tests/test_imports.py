@@ -19,12 +19,13 @@ ROOT = Path(modeling_spikebert.__file__).parent
 PACKAGE = "modeling_spikebert"
 # What a checkpoint carries, each with the files among them that it may import.
 FLAT = {
-    "native_spikebert": set(),
+    "compiler_spikebert": set(),
+    "native_spikebert": {"compiler_spikebert"},
     "triton_spikebert": set(),
-    "norm_lif_spikebert": {"native_spikebert", "triton_spikebert"},
+    "norm_lif_spikebert": {"compiler_spikebert", "native_spikebert", "triton_spikebert"},
     "int8_spikebert": {"native_spikebert"},
-    "spike_linear_spikebert": {"int8_spikebert", "native_spikebert"},
-    "spike_attention_spikebert": {"native_spikebert", "triton_spikebert"},
+    "spike_linear_spikebert": {"compiler_spikebert", "int8_spikebert", "native_spikebert"},
+    "spike_attention_spikebert": {"compiler_spikebert", "native_spikebert", "triton_spikebert"},
     "configuration_spikebert": set(),
     "checks_spikebert": {"configuration_spikebert"},
     "loading_spikebert": set(),
@@ -45,7 +46,8 @@ FLAT = {
 LATE = {"quantization_spikebert"}
 # From the bottom up: a module imports only from layers below its own, or from its own sub-package.
 LAYERS = [
-    {"configuration_spikebert", "loading_spikebert", "native_spikebert", "triton_spikebert"},
+    {"compiler_spikebert", "configuration_spikebert", "loading_spikebert", "triton_spikebert"},
+    {"native_spikebert", "runtime"},
     {"int8_spikebert", "norm_lif_spikebert", "spike_attention_spikebert"},
     {"checks_spikebert", "quantization_spikebert", "spike_linear_spikebert", "teacher_spikebert"},
     {"modeling_spikebert"},

@@ -11,6 +11,7 @@ from helpers import fast_forms
 from torch import Tensor
 from torch.nn import Parameter
 
+from modeling_spikebert import compiler_spikebert as compiler
 from modeling_spikebert import native_spikebert as native
 from modeling_spikebert.native_spikebert import BITS_OF_ONE, forms_that_ran, pack_spikes, state_of, unpack_spikes
 from modeling_spikebert.norm_lif_spikebert import LIF, norm_lif
@@ -134,20 +135,20 @@ def test_environment_variable_switches_fast_forms_off():
 
 def test_without_a_compiler_all_is_naive(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
-    native._has_compiler.cache_clear()
+    compiler.has_compiler.cache_clear()
     try:
         for operator, (x, *others) in INPUTS.items():
             OPERATORS[operator](x.clone().requires_grad_(), *others).sum().backward()
             assert form_of(operator) == "naive: there is no C++ compiler"
     finally:
-        native._has_compiler.cache_clear()
+        compiler.has_compiler.cache_clear()
 
 
 def test_a_compiler_that_fails_is_asked_once_and_all_is_naive(tmp_path):
-    compiler = tmp_path / "g++"
-    compiler.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\necho no space left >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    forms, errors = forms_in_a_subprocess(CXX=str(compiler), TORCH_HOME=str(tmp_path / "cache"))
+    script = tmp_path / "g++"
+    script.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\necho no space left >&2\nexit 1\n")
+    script.chmod(0o755)
+    forms, errors = forms_in_a_subprocess(CXX=str(script), XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert forms == dict.fromkeys(OPERATORS, "naive: the C++ compiler failed")
     assert errors.count("SpikeBERT runs without its C++ kernels, since the compiler failed: no space left") == 1
     assert (tmp_path / "asked").read_text().splitlines() == ["asked"]

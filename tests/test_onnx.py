@@ -18,14 +18,16 @@ from transformers import pipeline, set_seed
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel, export_onnx
 from modeling_spikebert.commands import main as spikebert
 from modeling_spikebert.export import OnnxSpikeBert
-from modeling_spikebert.export.graph import CONTRIBUTED, OPSET, build
+from modeling_spikebert.export.graph import DOMAIN, OPSET, build
 from modeling_spikebert.export.onnx import rounded
+from modeling_spikebert.runtime.session import spike_operators
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "checkpoints" / "spikebert-6x384-sst2"
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
 
 variants = pytest.mark.parametrize("variant", ["membrane", "published"])
 precisions = pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+forms = pytest.mark.parametrize(("int8", "operators"), [(False, False), (True, False), (True, True)])
 
 
 def model_of(variant: str = "membrane", **overrides) -> SpikeBertForSequenceClassification:
@@ -50,16 +52,21 @@ def batch(model, size: int, length: int, pad_left: bool = False) -> dict[str, to
     return inputs
 
 
-def computed(model, int8: bool, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def computed(
+    model, int8: bool, inputs: dict[str, torch.Tensor], operators: bool = False, num_threads: int = 1
+) -> dict[str, torch.Tensor]:
+    """Outputs of the graph: by standard operators, or by those of the package."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = num_threads
+    if operators:
+        options.register_custom_ops_library(str(spike_operators()))
     session = onnxruntime.InferenceSession(build(model, int8).SerializeToString(), options)
     names = [tensor.name for tensor in session.get_outputs()]
     outputs = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
     return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
 
 
-@precisions
+@forms
 @variants
 @pytest.mark.parametrize(
     "fields",
@@ -72,7 +79,7 @@ def computed(model, int8: bool, inputs: dict[str, torch.Tensor]) -> dict[str, to
     ],
     ids=str,
 )
-def test_scores_are_those_of_the_model(fields, variant, int8):
+def test_scores_are_those_of_the_model(fields, variant, int8, operators):
     if variant == "published":
         fields = fields | {"type_vocab_size": 0}
     model = model_of(variant, **fields)
@@ -80,7 +87,7 @@ def test_scores_are_those_of_the_model(fields, variant, int8):
     for inputs in (batch(model, 5, 9), batch(model, 1, 1), batch(model, 3, 40, pad_left=True)):
         with torch.no_grad():
             expected = oracle(**inputs).logits
-        torch.testing.assert_close(computed(model, int8, inputs)["logits"], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(computed(model, int8, inputs, operators)["logits"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_after_each_step_are_those_of_a_model_with_so_many():
@@ -101,12 +108,13 @@ def test_one_step_has_no_scores_per_step():
 @precisions
 def test_operators_are_of_the_named_opsets(int8):
     graph = build(model_of(), int8)
-    assert {(x.domain, x.version) for x in graph.opset_import} == (
-        {("", OPSET)} | ({(CONTRIBUTED, 1)} if int8 else set())
-    )
-    contributed = {node.op_type for node in graph.graph.node if node.domain}
-    assert contributed == ({"MatMulIntegerToFloat"} if int8 else set())
-    assert all(onnx.defs.has(node.op_type, "") for node in graph.graph.node if not node.domain)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {(x.domain, x.version) for x in graph.opset_import} == {("", OPSET)} | ({(DOMAIN, 1)} if int8 else set())
+    functions = {function.name for function in graph.functions}
+    assert functions == ({"SpikeAttention", "SpikeLinear", "SpikeNeuron", "SpikeNeurons"} if int8 else set())
+    assert {node.op_type for node in graph.graph.node if node.domain} == functions
+    nodes = [*graph.graph.node, *(node for function in graph.functions for node in function.node)]
+    assert all(onnx.defs.has(node.op_type, "") for node in nodes if not node.domain)
 
 
 def test_a_model_with_int8_weights_gives_the_graph_of_its_float_twin(tmp_path):

@@ -1,15 +1,18 @@
 """A SpikeBERT as an ONNX graph, written node by node beside the model file that it follows.
 
 Shapes as there: `T` time steps, `B` batch, `L` tokens, `H` heads, `D` hidden, `d = D / H`, `C` classes. Padding stays
-in, and the mask silences it. In the int8 graph spikes are bytes and weights int8: `MatMulIntegerToFloat`
-(com.microsoft) is the one operator that is not of the standard; its sums of spikes are exact.
+in, and the mask silences it. All operators are of the standard. In the int8 graph spikes are bytes and weights int8,
+and what spikes save stands in functions of the domain `modeling_spikebert`: a runtime computes them by their standard
+operators, and ONNX Runtime by kernels for them, where those are registered (`runtime/`).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..int8_spikebert import round_rows
@@ -17,20 +20,33 @@ from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertNe
 from ..norm_lif_spikebert import LIF
 
 OPSET = 18
-CONTRIBUTED = "com.microsoft"
+DOMAIN = "modeling_spikebert"
+
+
+class Attribute(str):
+    """The name of an attribute of a function, where its body needs the value."""
 
 
 class Graph:
-    """Nodes and constants in the order in which they are written; a value is known by its name."""
+    """Nodes and constants in the order in which they are written; a value is known by its name.
 
-    def __init__(self) -> None:
+    Args:
+        functions: whether `call` makes functions, by name; else it writes out what they compute.
+    """
+
+    def __init__(self, functions: dict[str, Any] | None = None) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
+        self.functions = functions
 
     def op(self, kind: str, *inputs: str, outputs: int = 0, domain: str = "", **attributes: Any) -> Any:
         """Adds a node; the name of its output, or a list of names for so many `outputs`."""
         names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs or 1)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
+        given = {name: value for name, value in attributes.items() if not isinstance(value, Attribute)}
+        node = helper.make_node(kind, list(inputs), names, domain=domain, **given)
+        for name in attributes.keys() - given.keys():
+            node.attribute.append(AttributeProto(name=name, ref_attr_name=attributes[name], type=AttributeProto.FLOAT))
+        self.nodes.append(node)
         return names if outputs else names[0]
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
@@ -49,6 +65,29 @@ class Graph:
         """0 stands for a size that stays, -1 for what is left."""
         return self.op("Reshape", x, self.integers(*shape))
 
+    def call(self, name: str, write: Callable[..., str], *inputs: str, **attributes: Any) -> str:
+        """What `write(graph, *inputs, **attributes)` computes, as a function of this name."""
+        if self.functions is None:
+            return write(self, *inputs, **attributes)
+        if name not in self.functions:
+            body = Body()
+            parameters = [f"input_{i}" for i in range(len(inputs))]
+            output = write(body, *parameters, **{name: Attribute(name) for name in attributes})
+            opsets = [helper.make_opsetid("", OPSET)]
+            self.functions[name] = helper.make_function(
+                DOMAIN, name, parameters, [output], body.nodes, opsets, attributes=list(attributes)
+            )
+        return self.op(name, *inputs, domain=DOMAIN, **attributes)
+
+
+class Body(Graph):
+    """Of a function: constants are nodes there."""
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        if isinstance(value, Attribute):
+            return self.op("Constant", value_float=value)
+        return self.op("Constant", value=numpy_helper.from_array(np.array(value, dtype)))
+
 
 def build(model: SpikeBertForSequenceClassification, int8: bool) -> onnx.ModelProto:
     """The graph of a model in evaluation mode, with the time steps of its config.
@@ -57,7 +96,8 @@ def build(model: SpikeBertForSequenceClassification, int8: bool) -> onnx.ModelPr
     `logits`, float32 `[B, C]`, and with several time steps `logits_per_step`, `[T, B, C]`: the scores after each step.
     """
     config: Any = model.config
-    graph, steps = Graph(), config.num_time_steps
+    functions: dict[str, Any] = {}
+    graph, steps = Graph(functions if int8 else None), config.num_time_steps
     published = config.variant == "published"
     mask = None if published else graph.cast("attention_mask", TensorProto.BOOL)  # published: padding counts
 
@@ -79,8 +119,13 @@ def build(model: SpikeBertForSequenceClassification, int8: bool) -> onnx.ModelPr
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         list(graph.constants.values()),
     )
-    opsets = [helper.make_opsetid("", OPSET), *([helper.make_opsetid(CONTRIBUTED, 1)] if int8 else [])]
-    return helper.make_model(proto, opset_imports=opsets, ir_version=10, producer_name="modeling_spikebert")
+    return helper.make_model(
+        proto,
+        functions=list(functions.values()),
+        opset_imports=[helper.make_opsetid("", OPSET), *([helper.make_opsetid(DOMAIN, 1)] if functions else [])],
+        ir_version=10,
+        producer_name="modeling_spikebert",
+    )
 
 
 def _embeddings(graph: Graph, module: Any, int8: bool) -> str:
@@ -116,16 +161,24 @@ def _attention(graph: Graph, x: str, mask: str | None, module: Any, steps: int, 
     neurons = [module.query_neuron, module.key_neuron, module.value_neuron]
     currents = graph.reshape(_linear(graph, spikes, linears, int8), 0, 0, 0, 3, width)  # one product for all three
     spikes = _neuron(graph, currents, neurons, steps)
+    product = partial(_attention_product, num_heads=heads, width=width)
+    context = graph.call("SpikeAttention", product, spikes, *([] if mask is None else [mask]), heads=heads)
+    spikes = _neuron(graph, context, [module.context_neuron], steps, factor=module.scale)
+    return _behind(graph, _linear(graph, spikes, [module.output], int8), module.output_neuron, steps)
+
+
+def _attention_product(
+    graph: Graph, spikes: str, mask: str | None = None, *, num_heads: int, width: int, **_: Any
+) -> str:
+    """`q (k^T v)` of `[T, B, L, 3, D]` and a mask `[B, L]`: `[T, B, L, D]`."""
     if mask is not None:  # a silent key and value take no part
         spikes = graph.op("And", spikes, graph.op("Unsqueeze", mask, graph.integers(2, 3)))  # [B, L, 1, 1]
-    apart = graph.reshape(spikes, 0, 0, 0, 3, heads, width // heads)
+    apart = graph.reshape(spikes, 0, 0, 0, 3, num_heads, width // num_heads)
     apart = graph.cast(graph.op("Transpose", apart, perm=[3, 0, 1, 4, 2, 5]), TensorProto.FLOAT)  # [3, T, B, H, L, d]
     query, key, value = (graph.op("Gather", apart, graph.constant(i, np.int64), axis=0) for i in range(3))
     sums = graph.op("MatMul", graph.op("Transpose", key, perm=[0, 1, 2, 4, 3]), value)  # [T, B, H, d, d]
     context = graph.op("Transpose", graph.op("MatMul", query, sums), perm=[0, 1, 3, 2, 4])
-    context = graph.reshape(context, 0, 0, 0, width)
-    spikes = _neuron(graph, context, [module.context_neuron], steps, factor=module.scale)
-    return _behind(graph, _linear(graph, spikes, [module.output], int8), module.output_neuron, steps)
+    return graph.reshape(context, 0, 0, 0, width)
 
 
 def _mlp(graph: Graph, x: str, module: Any, steps: int, int8: bool) -> str:
@@ -135,8 +188,8 @@ def _mlp(graph: Graph, x: str, module: Any, steps: int, int8: bool) -> str:
 
 
 def _before(graph: Graph, x: str, neuron: Any, steps: int) -> str:
-    """The spikes that a branch sees; as published the shortcut is a sum of spikes itself."""
-    return x if isinstance(neuron, nn.Identity) else _neuron(graph, x, [neuron], steps)
+    """The spikes that a branch sees; as published the shortcut is a sum of spikes itself, at most 255."""
+    return graph.cast(x, TensorProto.UINT8) if isinstance(neuron, nn.Identity) else _neuron(graph, x, [neuron], steps)
 
 
 def _behind(graph: Graph, current: str, neuron: Any, steps: int) -> str:
@@ -156,18 +209,16 @@ def _linear(graph: Graph, spikes: str, linears: list[SpikeLinear], int8: bool) -
     rounded = [_int8_weight(linear) for linear in linears]
     values = np.concatenate([values for values, _ in rounded]).T  # [K, M]
     scales = np.concatenate([scale for _, scale in rounded])
-    spikes = graph.cast(spikes, TensorProto.UINT8)
-    return graph.op(
-        "MatMulIntegerToFloat",
-        spikes,
-        graph.constant(values, np.int8),
-        graph.constant(1.0),
-        graph.constant(scales),
-        "",  # no zero points
-        "",
-        bias,
-        domain=CONTRIBUTED,
+    return graph.call(
+        "SpikeLinear", _int8_product, spikes, graph.constant(values, np.int8), graph.constant(scales), bias
     )
+
+
+def _int8_product(graph: Graph, spikes: str, weight: str, scale: str, bias: str) -> str:
+    """Runtimes know this form, and multiply bytes: `MatMulIntegerToFloat` in ONNX Runtime."""
+    spikes = graph.op("DequantizeLinear", graph.cast(spikes, TensorProto.UINT8), graph.constant(1.0))
+    weight = graph.op("DequantizeLinear", weight, scale, axis=1)
+    return graph.op("Add", graph.op("MatMul", spikes, weight), bias)
 
 
 def _float_weight(linear: SpikeLinear) -> np.ndarray:
@@ -192,40 +243,65 @@ def _neuron(graph: Graph, x: str, neurons: list[SpikeBertNeuron], steps: int, fa
     """
     lif: LIF = neurons[0].neurons
     threshold = lif.v_threshold - (lif.v_reset or 0.0)
+    soft = lif.v_reset is None
+    dynamics = {"threshold": threshold, "keep": 1 - 1 / lif.tau, "drop": lif.v_threshold if soft else 0.0}
     if neurons[0].weight is None:
-        x = graph.op("Mul", x, graph.constant(factor / lif.tau))
+        return _fire(graph, graph.op("Mul", x, graph.constant(factor / lif.tau)), steps, soft, 4, **dynamics)
+    weight, bias = (
+        np.stack([getattr(neuron, name).detach().numpy() for neuron in neurons]) / lif.tau
+        for name in ("weight", "bias")
+    )
+    several = len(neurons) > 1
+    inputs = [x, *map(graph.constant, (weight, bias) if several else (weight[0], bias[0]))]
+    return graph.call(
+        "SpikeNeurons" if several else "SpikeNeuron",
+        partial(_norm_and_fire, num_steps=steps, soft=soft, width=weight.shape[1], several=several),
+        *inputs,
+        epsilon=neurons[0].eps / factor**2,  # else a norm does not see the factor
+        steps=steps,
+        **dynamics,
+    )
+
+
+def _norm_and_fire(
+    graph: Graph,
+    x: str,
+    weight: str,
+    bias: str,
+    *,
+    num_steps: int,
+    soft: bool,
+    width: int,
+    several: bool,
+    epsilon: float,
+    steps: Any,
+    **dynamics: float,
+) -> str:
+    if several:
+        x = graph.op("LayerNormalization", x, graph.constant(np.ones(width)), axis=-1, epsilon=epsilon)
+        x = graph.op("Add", graph.op("Mul", x, weight), bias)
     else:
-        weights, biases = (
-            np.stack([getattr(neuron, name).detach().numpy() for neuron in neurons]) / lif.tau
-            for name in ("weight", "bias")
-        )
-        eps = neurons[0].eps / factor**2  # else a norm does not see the factor
-        if len(neurons) == 1:
-            scale, bias = graph.constant(weights[0]), graph.constant(biases[0])
-            x = graph.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=eps)
-        else:
-            x = graph.op("LayerNormalization", x, graph.constant(np.ones(weights.shape[1])), axis=-1, epsilon=eps)
-            x = graph.op("Add", graph.op("Mul", x, graph.constant(weights)), graph.constant(biases))
+        x = graph.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=epsilon)
+    return _fire(graph, x, num_steps, soft, 5 if several else 4, **dynamics)
+
+
+def _fire(graph: Graph, x: str, steps: int, soft: bool, rank: int, threshold: float, keep: float, drop: float) -> str:
+    """The dynamics of currents `[T or 1, ...]`, which are `x / tau`: bools `[T, ...]`.
+
+    A step is `h = u * keep + current`. A neuron fires at the threshold, and `u` becomes `h - drop` in a soft
+    reset, else 0.
+    """
+    level = graph.constant(threshold)
     if steps == 1:
-        return graph.op("GreaterOrEqual", x, graph.constant(threshold))
-    each = [steps, *[1] * (3 if len(neurons) == 1 else 4)]  # the current of the first block is the same at each step
-    x = graph.op("Expand", x, graph.integers(*each))
-    return _lif(graph, graph.op("Split", x, outputs=steps, axis=0, num_outputs=steps), lif, threshold)
-
-
-def _lif(graph: Graph, currents: list[str], lif: LIF, threshold: float) -> str:
-    """The dynamics over several time steps, of `x / tau`."""
-    level, keep = graph.constant(threshold), graph.constant(1 - 1 / lif.tau)
+        return graph.op("GreaterOrEqual", x, level)
+    x = graph.op("Expand", x, graph.integers(steps, *[1] * (rank - 1)))  # in the first block all steps see the same
     u, fired = None, []
-    for current in currents:
-        h = current if u is None else graph.op("Add", graph.op("Mul", u, keep), current)
+    for current in graph.op("Split", x, outputs=steps, axis=0, num_outputs=steps):
+        h = current if u is None else graph.op("Add", graph.op("Mul", u, graph.constant(keep)), current)
         spikes = graph.op("GreaterOrEqual", h, level)
         fired.append(spikes)
-        if lif.v_reset is None:
-            lower = graph.op("Sub", h, graph.constant(lif.v_threshold))
-            u = graph.op("Where", spikes, lower, h)
-        else:
-            u = graph.op("Where", spikes, graph.constant(0.0), h)
+        lower = graph.op("Sub", h, graph.constant(drop)) if soft else graph.constant(0.0)
+        u = graph.op("Where", spikes, lower, h)
     return graph.op("Concat", *fired, axis=0)
 
 

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
-import onnxruntime
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..configuration_spikebert import SpikeBertConfig
+from ..runtime.session import open_graph
 from .onnx import FILES
 
 
@@ -48,14 +48,8 @@ class OnnxSpikeBert(PreTrainedModel):
         found = next((path for path in (folder / "onnx" / name for name in names) if path.is_file()), None)
         if found is None:
             raise FileNotFoundError(f"{folder / 'onnx'} has no {' and no '.join(names)}. `spikebert export` writes it.")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        try:
-            session = onnxruntime.InferenceSession(found, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has a class of its own for each kind of damage
-            raise ValueError(f"{found} is damaged or no ONNX file: {error}. Export it again.") from error
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return cls(SpikeBertConfig(**config), session)
+        return cls(SpikeBertConfig(**config), open_graph(found, num_threads))
 
     @property
     def device(self) -> torch.device:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
+
+from ..runtime.session import open_graph
 
 PREFERRED = ("model_int8.onnx", "model.onnx")  # in the order in which they are looked for
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -69,7 +70,8 @@ class OnnxClassifier:
         self.max_length = _longest_input(folder, config, max_length)
         self.pad_token_id = int(config.get("pad_token_id") or 0)
         self._tokenizer, self._truncating = _tokenizers(folder, self.max_length)
-        self._session = _session(self.path, threads)
+        # The threads of one batch and the HTTP server share the cores; waiting must not keep them busy.
+        self._session = open_graph(self.path, threads or 0, spinning=False)
         self._inputs = {value.name for value in self._session.get_inputs()}
         if not {"input_ids", "attention_mask"} <= self._inputs <= INPUTS:
             raise ValueError(f"{self.path} takes {', '.join(sorted(self._inputs))}, not {', '.join(sorted(INPUTS))}.")
@@ -209,14 +211,3 @@ def _tokenizers(folder: Path, max_length: int) -> tuple[Tokenizer, Tokenizer]:
         tokenizer.no_truncation()
     truncating.enable_truncation(max_length)
     return whole, truncating
-
-
-def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    # The threads of one batch and the HTTP server share the cores; waiting must not keep them busy.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no public base class
-        raise ValueError(f"{path} cannot be loaded: {error}. Is it whole?") from error

@@ -1,0 +1,1 @@
+../../../modeling_spikebert/compiler_spikebert.py

@@ -1,0 +1,1 @@
+"""ONNX Runtime with operators for spikes. Nothing here needs torch or transformers."""
