@@ -92,6 +92,33 @@ struct Places {
 };
 constexpr Places PLACES;
 
+// Which of `size` neurons fired, times `factor`; a count stands there so many times. The first element is their number.
+static void find(const uint8_t* spikes, int64_t size, int32_t factor, std::vector<int32_t>& fired) {
+  fired.resize(std::max<size_t>(fired.size(), size + 9));
+  int32_t* next = fired.data() + 1;
+  auto again = [&](int64_t k) {
+    const int64_t done = next - fired.data();
+    fired.resize(std::max<size_t>(fired.size(), done + spikes[k] + size - k + 8));
+    next = std::fill_n(fired.data() + done, spikes[k], k * factor);
+  };
+  int64_t k = 0;
+  for (; k + 8 <= size; k += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, spikes + k, 8);
+    if (eight & ~0x0101010101010101ull) {
+      for (int64_t i = k; i < k + 8; ++i) again(i);
+      continue;
+    }
+    const uint8_t bits = eight * 0x0102040810204080ull >> 56;
+    Bytes8 places;
+    std::memcpy(&places, PLACES.of[bits], 8);
+    *(Ints8*)next = (__builtin_convertvector(places, Ints8) + int32_t(k)) * factor;
+    next += std::popcount(bits);
+  }
+  for (; k < size; ++k) again(k);
+  fired[0] = next - fired.data() - 1;
+}
+
 // SpikeLinear: spikes [..., K], bools or bytes (a count adds a weight so many times); weight [K, M], int8; scale and bias [M].
 // Gives scale * sum of weight[k] over the k that fired + bias, [..., M]. Silent synapses are passed over.
 struct SpikeLinear {
@@ -133,7 +160,7 @@ struct SpikeLinear {
       thread_local std::vector<int32_t> fired[ROWS];
       for (int64_t r = begin; r < end; ++r) {
         prefetch(first, r - begin, end - begin);
-        find((const uint8_t*)spikes.data + r * inner, fired[r - begin]);
+        find((const uint8_t*)spikes.data + r * inner, inner, TILE, fired[r - begin]);
       }
       for (int64_t tile = first; tile < last; ++tile)
         for (int64_t r = begin; r < end; ++r) {
@@ -152,33 +179,6 @@ struct SpikeLinear {
     const int64_t lines = inner * TILE / LINE;
     for (int64_t i = part * lines / parts; i < (part + 1) * lines / parts; ++i)
       __builtin_prefetch(packed + tile * inner * TILE + i * LINE);
-  }
-
-  // Where in a tile the rows of weights are that a row of spikes adds. The first element is their number.
-  void find(const uint8_t* spikes, std::vector<int32_t>& fired) const {
-    fired.resize(std::max<size_t>(fired.size(), inner + 9));
-    int32_t* next = fired.data() + 1;
-    auto again = [&](int64_t k) {  // a count
-      const int64_t done = next - fired.data();
-      fired.resize(std::max<size_t>(fired.size(), done + spikes[k] + inner - k + 8));
-      next = std::fill_n(fired.data() + done, spikes[k], k * TILE);
-    };
-    int64_t k = 0;
-    for (; k + 8 <= inner; k += 8) {
-      uint64_t eight;
-      std::memcpy(&eight, spikes + k, 8);
-      if (eight & ~0x0101010101010101ull) {
-        for (int64_t i = k; i < k + 8; ++i) again(i);
-        continue;
-      }
-      const uint8_t bits = eight * 0x0102040810204080ull >> 56;
-      Bytes8 places;
-      std::memcpy(&places, PLACES.of[bits], 8);
-      *(Ints8*)next = (__builtin_convertvector(places, Ints8) + int32_t(k)) * int32_t(TILE);
-      next += std::popcount(bits);
-    }
-    for (; k < inner; ++k) again(k);
-    fired[0] = next - fired.data() - 1;
   }
 
   static void sum(const std::vector<int32_t>& fired, const uint8_t* tile, float* sums) {
@@ -233,23 +233,29 @@ struct SpikeNeuron {
       thread_local std::vector<float> membrane;
       membrane.resize(size);
       for (int64_t r = task * ROWS; r < std::min(rows, (task + 1) * ROWS); ++r) {
-        const float *scale = w + r % groups * size, *shift = b + r % groups * size;
-        float *u = membrane.data(), mean = 0, factor = 0;
+        const int64_t group = r % groups * size;
+        float mean = 0, factor = 0;
         for (int64_t t = 0; t < steps; ++t) {
           const float* row = x + ((given == 1 ? 0 : t) * rows + r) * size;
-          uint8_t* spikes = out + (t * rows + r) * size;
           if (t == 0 || given > 1) moments(row, size, mean, factor);
-          if (steps == 1)
-            for (int64_t i = 0; i < size; ++i) spikes[i] = (row[i] - mean) * factor * scale[i] + shift[i] >= threshold;
-          else
-            for (int64_t i = 0; i < size; ++i) {
-              const float h = (t ? u[i] * keep : 0) + ((row[i] - mean) * factor * scale[i] + shift[i]);
-              spikes[i] = h >= threshold;
-              u[i] = h >= threshold ? (drop ? h - drop : 0) : h;
-            }
+          step(row, mean, factor, w + group, b + group, size, t, membrane.data(), out + (t * rows + r) * size);
         }
       }
     });
+  }
+
+  void step(const float* __restrict x, const float mean, const float factor, const float* __restrict scale,
+            const float* __restrict shift, const int64_t size, const int64_t t, float* __restrict u,
+            uint8_t* __restrict spikes) const {
+    const float level = threshold, kept = t ? keep : 0, lower = drop, reset = drop ? 1 : 0;
+    if (steps == 1)
+      for (int64_t i = 0; i < size; ++i) spikes[i] = (x[i] - mean) * factor * scale[i] + shift[i] >= level;
+    else
+      for (int64_t i = 0; i < size; ++i) {
+        const float h = (t ? u[i] * kept : 0) + ((x[i] - mean) * factor * scale[i] + shift[i]);
+        spikes[i] = h >= level;
+        u[i] = h >= level ? (h - lower) * reset : h;
+      }
   }
 
   void moments(const float* x, int64_t size, float& mean, float& factor) const {
@@ -295,27 +301,30 @@ struct SpikeAttention {
     float* out = (float*)context.output(spikes.sizes);
     context.parallel(tasks, [&](int64_t task) {
       thread_local std::vector<float> products, value;  // [H, d, d], [D]
+      thread_local std::vector<int32_t> fired;
       products.assign(width * size, 0);
       value.resize(width);
-      auto add = [&](const uint8_t* fired, auto from, auto to) {  // rows of d, for each that fired
-        for (int64_t i = 0; i < width; ++i)
-          if (fired[i])
-            for (int64_t j = 0; j < size; ++j) to(i)[j] += from(i)[j];
-      };
-      auto product = [&](int64_t i) { return products.data() + i * size; };
       for (int64_t l = 0; l < length; ++l) {
         const uint8_t* token = x + (task * length + l) * 3 * width;
         if (mask && !mask[task % batch * length + l]) continue;
         std::copy_n(token + 2 * width, width, value.data());
-        add(token + width, [&](int64_t i) { return value.data() + i / size * size; }, product);
+        find(token + width, width, 1, fired);
+        for (int32_t i = 1; i <= fired[0]; ++i)
+          add(value.data() + fired[i] / size * size, products.data() + fired[i] * size, size);
       }
       for (int64_t l = 0; l < length; ++l) {
         float* row = out + (task * length + l) * width;
         std::fill_n(row, width, 0);
         if (mask && !mask[task % batch * length + l]) continue;
-        add(x + (task * length + l) * 3 * width, product, [&](int64_t i) { return row + i / size * size; });
+        find(x + (task * length + l) * 3 * width, width, 1, fired);
+        for (int32_t i = 1; i <= fired[0]; ++i)
+          add(products.data() + fired[i] * size, row + fired[i] / size * size, size);
       }
     });
+  }
+
+  static void add(const float* __restrict from, float* __restrict to, int64_t size) {
+    for (int64_t i = 0; i < size; ++i) to[i] += from[i];
   }
 };
 
