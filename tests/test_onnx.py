@@ -101,6 +101,34 @@ def test_scores_after_each_step_are_those_of_a_model_with_so_many():
         torch.testing.assert_close(outputs["logits_per_step"][steps - 1], expected, rtol=1e-4, atol=1e-4)
 
 
+@variants
+@forms
+@pytest.mark.parametrize(("num_labels", "problem_type"), [(3, None), (2, "multi_label_classification")])
+def test_unsure_sentences_get_more_steps(num_labels, problem_type, int8, operators, variant):
+    fields = {"num_labels": num_labels, "problem_type": problem_type, "num_time_steps": 3}
+    model = model_of(variant, **fields | ({"type_vocab_size": 0} if variant == "published" else {}))
+    oracle = rounded(model) if int8 else model
+    inputs = batch(model, 40, 9)
+    taken = set()
+    for threshold in (0.3, 0.6, 0.8, 1.0):
+        model.config.exit_threshold = oracle.config.exit_threshold = threshold
+        with torch.no_grad():
+            expected = oracle(**inputs)
+        outputs = computed(model, int8, inputs, operators)
+        assert torch.equal(outputs["exit_steps"], expected.exit_steps)
+        torch.testing.assert_close(outputs["logits"], expected.logits, rtol=1e-4, atol=1e-4)
+        taken |= set(expected.exit_steps.tolist())
+    assert taken == {1, 2, 3}
+
+
+def test_branches_share_their_weights():
+    sizes = []
+    for steps, threshold in ((1, None), (4, 0.9)):
+        model = model_of(num_time_steps=steps, exit_threshold=threshold, vocab_size=4096)
+        sizes.append(build(model, True).ByteSize())
+    assert sizes[1] < 1.5 * sizes[0]  # nodes of three branches, and one set of weights
+
+
 def test_one_step_has_no_scores_per_step():
     assert [output.name for output in build(model_of(num_time_steps=1), False).graph.output] == ["logits"]
 
@@ -173,6 +201,12 @@ def test_what_cannot_be_exported_says_why(tmp_path, capsys):
         export_onnx(model, tmp_path / "out", precisions=("int4",))
     with pytest.raises(ValueError, match=r"Only weights in float32 are exported, .* has torch.bfloat16"):
         export_onnx(model_of().bfloat16(), tmp_path / "out")
+    changed = model_of()
+    changed.spikebert.encoder.layer[1].mlp.output = torch.nn.Linear(64, 32)
+    with pytest.raises(
+        ValueError, match=r"The layer spikebert\.encoder\.layer\.1\.mlp\.output is Linear, which cannot"
+    ):
+        export_onnx(changed, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.onnx"))
     export_onnx(model, tmp_path / "out", precisions=("int8",))
     with pytest.raises(ValueError, match=r"onnx has files already\. Choose another folder, or remove them\."):

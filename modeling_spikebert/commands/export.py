@@ -31,6 +31,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--precision", nargs="+", choices=["float32", "int8"], default=["float32", "int8"], help="default: both"
     )
     parser.add_argument("--num-time-steps", type=int, metavar="T", help="of the graph; default: the model's")
+    parser.add_argument(
+        "--exit-threshold",
+        type=float,
+        metavar="P",
+        help="a sentence takes no more time steps than its class needs to be this probable; default: the model's",
+    )
     args = parser.parse_args(arguments)
     try:
         if args.num_time_steps is not None:
@@ -45,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
         from ..export import export_onnx
     except ModuleNotFoundError as error:
         raise ImportError(EXTRA) from error
-    options = {} if args.num_time_steps is None else {"num_time_steps": args.num_time_steps}
+    given = {"num_time_steps": args.num_time_steps, "exit_threshold": args.exit_threshold}
+    options = {name: value for name, value in given.items() if value is not None}
     with loading(args.model):
         config = AutoConfig.from_pretrained(args.model)
         if config.model_type != "spikebert":

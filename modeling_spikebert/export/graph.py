@@ -8,6 +8,7 @@ operators, and ONNX Runtime by kernels for them, where those are registered (`ru
 
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -31,17 +32,20 @@ class Graph:
     """Nodes and constants in the order in which they are written; a value is known by its name.
 
     Args:
-        functions: whether `call` makes functions, by name; else it writes out what they compute.
+        functions: by name and form, where `call` puts functions; without, it writes out what they compute.
+        outer: the graph that this is a branch of, whose constants and values it sees.
     """
 
-    def __init__(self, functions: dict[str, Any] | None = None) -> None:
+    def __init__(self, functions: dict[tuple[str, str], Any] | None = None, outer: "Graph | None" = None) -> None:
         self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-        self.functions = functions
+        # Constants by their content, so that none is there twice.
+        self.constants: dict[bytes, Any] = {} if outer is None else outer.constants
+        self.functions: dict[tuple[str, str], Any] | None = functions if outer is None else outer.functions
+        self.prefix: str = "" if outer is None else f"{outer.prefix}{len(outer.nodes)}_"
 
     def op(self, kind: str, *inputs: str, outputs: int = 0, domain: str = "", **attributes: Any) -> Any:
         """Adds a node; the name of its output, or a list of names for so many `outputs`."""
-        names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs or 1)]
+        names = [f"{self.prefix}{kind}_{len(self.nodes)}_{i}" for i in range(outputs or 1)]
         given = {name: value for name, value in attributes.items() if not isinstance(value, Attribute)}
         node = helper.make_node(kind, list(inputs), names, domain=domain, **given)
         for name in attributes.keys() - given.keys():
@@ -51,9 +55,10 @@ class Graph:
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
         array = np.array(value.detach().numpy() if isinstance(value, Tensor) else value, dtype, order="C")
-        name = f"constant_{len(self.constants)}"
-        self.constants[name] = numpy_helper.from_array(array, name)
-        return name
+        key = sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).digest()
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(array, f"constant_{len(self.constants)}")
+        return self.constants[key].name
 
     def integers(self, *values: int) -> str:
         return self.constant(values, np.int64)
@@ -65,19 +70,19 @@ class Graph:
         """0 stands for a size that stays, -1 for what is left."""
         return self.op("Reshape", x, self.integers(*shape))
 
-    def call(self, name: str, write: Callable[..., str], *inputs: str, **attributes: Any) -> str:
-        """What `write(graph, *inputs, **attributes)` computes, as a function of this name."""
+    def call(self, name: str, write: Callable[..., str], *inputs: str, overload: str = "", **attributes: Any) -> str:
+        """What `write(graph, *inputs, **attributes)` computes, as a function of this name, of which it is one form."""
         if self.functions is None:
             return write(self, *inputs, **attributes)
-        if name not in self.functions:
+        if (name, overload) not in self.functions:
             body = Body()
             parameters = [f"input_{i}" for i in range(len(inputs))]
             output = write(body, *parameters, **{name: Attribute(name) for name in attributes})
             opsets = [helper.make_opsetid("", OPSET)]
-            self.functions[name] = helper.make_function(
-                DOMAIN, name, parameters, [output], body.nodes, opsets, attributes=list(attributes)
+            self.functions[name, overload] = helper.make_function(
+                DOMAIN, name, parameters, [output], body.nodes, opsets, attributes=list(attributes), overload=overload
             )
-        return self.op(name, *inputs, domain=DOMAIN, **attributes)
+        return self.op(name, *inputs, domain=DOMAIN, overload=overload, **attributes)
 
 
 class Body(Graph):
@@ -94,29 +99,31 @@ def build(model: SpikeBertForSequenceClassification, int8: bool) -> onnx.ModelPr
 
     Inputs: `input_ids` and `attention_mask`, int64 `[B, L]`, and `token_type_ids` if the model has them. Outputs:
     `logits`, float32 `[B, C]`, and with several time steps `logits_per_step`, `[T, B, C]`: the scores after each step.
+    With `config.exit_threshold` there is `exit_steps` in its place, int64 `[B]`: the steps that a sentence took.
     """
     config: Any = model.config
-    functions: dict[str, Any] = {}
-    graph, steps = Graph(functions if int8 else None), config.num_time_steps
-    published = config.variant == "published"
-    mask = None if published else graph.cast("attention_mask", TensorProto.BOOL)  # published: padding counts
-
-    embeddings = _embeddings(graph, model.spikebert.embeddings, int8)  # [B, L, D]
-    x = graph.op("Unsqueeze", embeddings, graph.integers(0))  # [1, B, L, D], the same at each step
-    if published:
-        sign = graph.op("GreaterOrEqual", x, graph.constant(0.0))
-        x = graph.cast(sign, TensorProto.FLOAT)
-    for layer in model.spikebert.encoder.layer:
-        x = graph.op("Add", x, _attention(graph, x, mask, layer.attention, steps, int8))
-        x = graph.op("Add", x, _mlp(graph, x, layer.mlp, steps, int8))
-
-    outputs = _head(graph, model, x, steps, published)
+    functions: dict[tuple[str, str], Any] = {}
+    graph = Graph(functions if int8 else None)
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if config.type_vocab_size else [])]
+    given = {name: name for name in inputs}
+    if config.exit_threshold is None:
+        results = {"logits": "logits"}
+        scores = _scores_per_step(graph, model, given, config.num_time_steps, int8)
+        if config.num_time_steps > 1:
+            results["logits_per_step"] = scores
+        results["logits"] = graph.op("Gather", scores, graph.constant(-1, np.int64), axis=0)
+    else:
+        results = dict(zip(("logits", "exit_steps"), _cascade(graph, model, given, 1, int8), strict=True))
+    for name, value in results.items():
+        graph.nodes.append(helper.make_node("Identity", [value], [name]))
+    types = {name: TensorProto.INT64 if name == "exit_steps" else TensorProto.FLOAT for name in results}
+    shapes = {"logits": ["batch", config.num_labels], "exit_steps": ["batch"]}
+    shapes["logits_per_step"] = [config.num_time_steps, *shapes["logits"]]
     proto = helper.make_graph(
         graph.nodes,
         "SpikeBERT",
         [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        [helper.make_tensor_value_info(name, types[name], shapes[name]) for name in results],
         list(graph.constants.values()),
     )
     return helper.make_model(
@@ -128,22 +135,81 @@ def build(model: SpikeBertForSequenceClassification, int8: bool) -> onnx.ModelPr
     )
 
 
-def _embeddings(graph: Graph, module: Any, int8: bool) -> str:
+def _cascade(graph: Graph, model: Any, inputs: dict[str, str], steps: int, int8: bool) -> tuple[str, str]:
+    """`SpikeBertForSequenceClassification.exit_early`: with so many steps, and the unsure sentences again with more.
+
+    Returns:
+        scores `[B, C]`, and with how many time steps they were computed, `[B]`.
+    """
+    last, minus_one = graph.constant(-1, np.int64), graph.integers(-1)
+    scores = graph.op("Gather", _scores_per_step(graph, model, inputs, steps, int8), last, axis=0)
+    shape = graph.op("Shape", scores, start=0, end=1)
+    taken = graph.op("Expand", graph.integers(steps), shape)
+    if steps == model.config.num_time_steps:
+        return scores, taken
+    if model.config.problem_type == "multi_label_classification":
+        confidence = graph.op("ReduceMin", graph.op("Sigmoid", graph.op("Abs", scores)), minus_one, keepdims=0)
+    else:
+        confidence = graph.op("ReduceMax", graph.op("Softmax", scores, axis=-1), minus_one, keepdims=0)
+    unsure = graph.op("Less", confidence, graph.constant(model.config.exit_threshold))
+    rows = graph.op("Transpose", graph.op("NonZero", unsure), perm=[1, 0])  # [n, 1]
+    number = graph.op("Squeeze", graph.op("Shape", rows, start=0, end=1), graph.integers(0))
+
+    more = Graph(outer=graph)
+    some = {name: more.op("GatherND", value, rows) for name, value in inputs.items()}
+    better, exits = _cascade(more, model, some, min(2 * steps, model.config.num_time_steps), int8)
+    branch = [more.op("ScatterND", scores, rows, better), more.op("ScatterND", taken, rows, exits)]
+    enough = Graph(outer=graph)
+    enough.prefix += "enough_"
+    as_it_is = [enough.op("Identity", scores), enough.op("Identity", taken)]
+    chosen, exit_steps = graph.op(
+        "If",
+        graph.op("Greater", number, graph.constant(0, np.int64)),
+        outputs=2,
+        then_branch=_branch(more, branch),
+        else_branch=_branch(enough, as_it_is),
+    )
+    return chosen, exit_steps
+
+
+def _branch(graph: Graph, outputs: list[str]) -> onnx.GraphProto:
+    types = (TensorProto.FLOAT, TensorProto.INT64)
+    infos = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(outputs, types, strict=True)]
+    return helper.make_graph(graph.nodes, "branch", [], infos)
+
+
+def _scores_per_step(graph: Graph, model: Any, inputs: dict[str, str], steps: int, int8: bool) -> str:
+    """The scores after each step, `[T, B, C]`."""
+    published = model.config.variant == "published"
+    mask = None if published else graph.cast(inputs["attention_mask"], TensorProto.BOOL)  # published: padding counts
+    embeddings = _embeddings(graph, model.spikebert.embeddings, inputs, int8)  # [B, L, D]
+    x = graph.op("Unsqueeze", embeddings, graph.integers(0))  # [1, B, L, D], the same at each step
+    if published:
+        sign = graph.op("GreaterOrEqual", x, graph.constant(0.0))
+        x = graph.cast(sign, TensorProto.FLOAT)
+    for layer in model.spikebert.encoder.layer:
+        x = graph.op("Add", x, _attention(graph, x, mask, layer.attention, steps, int8))
+        x = graph.op("Add", x, _mlp(graph, x, layer.mlp, steps, int8))
+    return _head(graph, model, x, inputs["attention_mask"], steps, published)
+
+
+def _embeddings(graph: Graph, module: Any, inputs: dict[str, str], int8: bool) -> str:
+    ids = inputs["input_ids"]
     words = module.word_embeddings.weight
     if int8:
         weight, scale = round_rows(words.detach())
-        rows = graph.cast(graph.op("Gather", graph.constant(weight, np.int8), "input_ids"), TensorProto.FLOAT)
-        scales = graph.op("Gather", graph.constant(scale.unsqueeze(1)), "input_ids")  # [B, L, 1]
+        rows = graph.cast(graph.op("Gather", graph.constant(weight, np.int8), ids), TensorProto.FLOAT)
+        scales = graph.op("Gather", graph.constant(scale.unsqueeze(1)), ids)  # [B, L, 1]
         x = graph.op("Mul", rows, scales)
     else:
-        x = graph.op("Gather", graph.constant(words), "input_ids")
+        x = graph.op("Gather", graph.constant(words), ids)
     if module.position_embeddings is not None:
-        length = graph.op("Shape", "input_ids", start=1, end=2)
+        length = graph.op("Shape", ids, start=1, end=2)
         table = graph.constant(module.position_embeddings.weight)
         x = graph.op("Add", x, graph.op("Slice", table, graph.integers(0), length, graph.integers(0)))
     if module.token_type_embeddings is not None:
         x = graph.op(
-            "Add", x, graph.op("Gather", graph.constant(module.token_type_embeddings.weight), "token_type_ids")
+            "Add", x, graph.op("Gather", graph.constant(module.token_type_embeddings.weight), inputs["token_type_ids"])
         )
     return x if isinstance(module.LayerNorm, nn.Identity) else _norm(graph, x, module.LayerNorm)
 
@@ -258,6 +324,7 @@ def _neuron(graph: Graph, x: str, neurons: list[SpikeBertNeuron], steps: int, fa
         partial(_norm_and_fire, num_steps=steps, soft=soft, width=weight.shape[1], several=several),
         *inputs,
         epsilon=neurons[0].eps / factor**2,  # else a norm does not see the factor
+        overload=f"{steps} steps",
         steps=steps,
         **dynamics,
     )
@@ -305,25 +372,19 @@ def _fire(graph: Graph, x: str, steps: int, soft: bool, rank: int, threshold: fl
     return graph.op("Concat", *fired, axis=0)
 
 
-def _head(graph: Graph, model: Any, x: str, steps: int, published: bool) -> dict[str, list[Any]]:
-    """LayerNorm, mean over tokens, classifier, mean over time steps; names and shapes of the outputs."""
+def _head(graph: Graph, model: Any, x: str, attention_mask: str, steps: int, published: bool) -> str:
+    """LayerNorm, mean over tokens, classifier, and the mean over the time steps up to each: `[T, B, C]`."""
     features = _norm(graph, x, model.norm)  # [T, B, L, D]
     if published:
         pooled = graph.op("ReduceMean", features, graph.integers(2), keepdims=0)  # [T, B, D]
     else:
-        mask = graph.cast("attention_mask", TensorProto.FLOAT)
+        mask = graph.cast(attention_mask, TensorProto.FLOAT)
         tokens = graph.op("ReduceSum", mask, graph.integers(1), keepdims=1)  # [B, 1]
         kept = graph.op("Mul", features, graph.op("Unsqueeze", mask, graph.integers(2)))
         pooled = graph.op("Div", graph.op("ReduceSum", kept, graph.integers(2), keepdims=0), tokens)
     weight, bias = model.classifier.weight.detach().numpy(), graph.constant(model.classifier.bias)
-    scores = graph.op("Add", graph.op("MatMul", pooled, graph.constant(weight.T)), bias)  # [T, B, C]
-    outputs = {"logits": ["batch", len(weight)]}
+    scores = graph.op("Add", graph.op("MatMul", pooled, graph.constant(weight.T)), bias)
     if steps == 1:
-        graph.nodes.append(helper.make_node("Squeeze", [scores, graph.integers(0)], ["logits"]))
-        return outputs
+        return scores
     so_far = graph.constant(np.arange(1, steps + 1).reshape(steps, 1, 1))
-    sums = graph.op("CumSum", scores, graph.constant(0, np.int64))
-    graph.nodes.append(helper.make_node("Div", [sums, so_far], ["logits_per_step"]))
-    last = graph.constant(steps - 1, np.int64)
-    graph.nodes.append(helper.make_node("Gather", ["logits_per_step", last], ["logits"], axis=0))
-    return outputs | {"logits_per_step": [steps, "batch", len(weight)]}
+    return graph.op("Div", graph.op("CumSum", scores, graph.constant(0, np.int64)), so_far)

@@ -55,7 +55,8 @@ def export_onnx(
 
     Inputs are `input_ids` and `attention_mask`, int64 `[B, L]` of any sizes, and `token_type_ids` if the model has
     them; outputs `logits`, `[B, C]`, and with several time steps `logits_per_step`, `[T, B, C]`, the scores after each
-    step. In the int8 file the weights of blocks and word embeddings are int8, and all else is computed in float32: its
+    step. Where the config has an `exit_threshold` the graph takes no more steps than a sentence needs, and its second
+    output is `exit_steps`, `[B]`. In the int8 file the weights of blocks and word embeddings are int8, and all else is computed in float32: its
     scores are those of the float model with rounded weights.
 
     Args:
@@ -69,7 +70,8 @@ def export_onnx(
 
     Raises:
         TypeError: the model is no `SpikeBertForSequenceClassification`.
-        ValueError: an unknown precision, weights in half precision, or there are such files already.
+        ValueError: an unknown precision, a layer of another kind, weights in half precision, or there are such files
+            already.
         RuntimeError: a file does not compute what the model does; it is removed.
     """
     if not isinstance(model, SpikeBertForSequenceClassification):
@@ -80,6 +82,7 @@ def export_onnx(
     target = Path(folder) / "onnx"
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} has files already. Choose another folder, or remove them.")
+    _check_layers(model)
     model = copy.deepcopy(model).cpu().eval()
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.dtype != torch.float32:
@@ -95,6 +98,20 @@ def export_onnx(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return checks
+
+
+def _check_layers(model: SpikeBertForSequenceClassification) -> None:
+    """The graph is written beside the model file, and knows no other layers than those."""
+    with torch.device("meta"):
+        plain = dict(SpikeBertForSequenceClassification(model.config).named_modules())
+    for name, module in model.named_modules():
+        expected = plain.get(name)
+        if name and type(module) is not type(expected):
+            wanted = "there is none in a SpikeBERT" if expected is None else f"it must be {type(expected).__name__}"
+            raise ValueError(
+                f"The layer {name} is {type(module).__name__}, which cannot be exported: {wanted}. Merge adapters into "
+                "the weights first, and undo what replaces layers."
+            )
 
 
 def _write(model: SpikeBertForSequenceClassification, file: Path, int8: bool) -> OnnxCheck:

@@ -7,9 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..configuration_spikebert import SpikeBertConfig
+from ..modeling_spikebert import SpikeBertSequenceClassifierOutput
 from ..runtime.session import open_graph
 from .onnx import FILES
 
@@ -61,10 +61,16 @@ class OnnxSpikeBert(PreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Of token ids `[B, L]`, and of a mask and token types as in `SpikeBertModel.forward`: `logits`, `[B, C]`."""
+    ) -> SpikeBertSequenceClassifierOutput:
+        """Of token ids `[B, L]`, and of a mask and token types as in `SpikeBertModel.forward`.
+
+        Returns:
+            `logits`, `[B, C]`; with early exit in the graph also `exit_steps`, `[B]`.
+        """
         ones = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         given = {"input_ids": input_ids, "attention_mask": ones, "token_type_ids": types}
         feed = {tensor.name: given[tensor.name].long().numpy() for tensor in self.session.get_inputs()}
-        return SequenceClassifierOutput(logits=torch.from_numpy(self.session.run(["logits"], feed)[0]))
+        names = [tensor.name for tensor in self.session.get_outputs()]
+        outputs = dict(zip(names, map(torch.from_numpy, self.session.run(names, feed)), strict=True))
+        return SpikeBertSequenceClassifierOutput(logits=outputs["logits"], exit_steps=outputs.get("exit_steps"))

@@ -8,7 +8,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -126,7 +128,7 @@ struct SpikeLinear {
   static constexpr int INPUTS[] = {0, 3, 1, 1}, OUTPUT_TYPE = 1;  // types: 0 any, 1 float, 3 int8, 9 bool
   static constexpr size_t NEEDED = 4;
   int64_t inner, columns, tiles;
-  std::unique_ptr<uint8_t[]> memory;
+  std::shared_ptr<uint8_t[]> memory;
   uint8_t* packed;  // [tiles, K, TILE], from a cache line on; a 16-bit word has a column of the lower half of a
                     // register, plus 128, in its lower byte, and one of the upper half in its upper byte
 
@@ -136,13 +138,22 @@ struct SpikeLinear {
     call(api, CONSTANT_INPUT, info, size_t(1), &constant, &value);
     const Tensor weight = tensor_of(api, value);
     inner = weight.sizes[0], columns = weight.sizes[1], tiles = (columns + TILE - 1) / TILE;
-    memory = std::make_unique<uint8_t[]>(tiles * inner * TILE + LINE);
+    static std::mutex mutex;
+    static std::map<const void*, std::weak_ptr<uint8_t[]>> known;  // the branches of a graph share weights
+    const std::lock_guard lock(mutex);
+    memory = known[weight.data].lock();
+    const bool is_new = !memory;
+    if (is_new) known[weight.data] = memory = std::shared_ptr<uint8_t[]>(new uint8_t[tiles * inner * TILE + LINE]());
     packed = memory.get() + (LINE - uintptr_t(memory.get()) % LINE) % LINE;
+    if (is_new) pack(static_cast<const int8_t*>(weight.data));
+  }
+
+  void pack(const int8_t* weight) {
     for (int64_t k = 0; k < inner; ++k)
       for (int64_t c = 0; c < columns; ++c) {
         uint8_t* words = packed + (c / TILE * inner + k) * TILE + c % TILE / BYTES * BYTES;
         const int64_t place = c % BYTES;
-        const int8_t w = static_cast<const int8_t*>(weight.data)[k * columns + c];
+        const int8_t w = weight[k * columns + c];
         words[place < HALF ? 2 * place : 2 * (place - HALF) + 1] = place < HALF ? w + 128 : w;
       }
   }
