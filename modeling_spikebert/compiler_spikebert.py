@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C++ for the CPU of this machine: compiled once, and kept in the user's cache. Needs neither torch nor transformers."""
+"""C++ for the CPU of this machine, compiled once and kept in the user's cache. Needs no torch, no transformers."""
 
 import logging
 import os

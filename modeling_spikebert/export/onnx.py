@@ -55,9 +55,9 @@ def export_onnx(
 
     Inputs are `input_ids` and `attention_mask`, int64 `[B, L]` of any sizes, and `token_type_ids` if the model has
     them; outputs `logits`, `[B, C]`, and with several time steps `logits_per_step`, `[T, B, C]`, the scores after each
-    step. Where the config has an `exit_threshold` the graph takes no more steps than a sentence needs, and its second
-    output is `exit_steps`, `[B]`. In the int8 file the weights of blocks and word embeddings are int8, and all else is computed in float32: its
-    scores are those of the float model with rounded weights.
+    step. Where the config has an `exit_threshold` a sentence takes no more steps than its class needs, and the second
+    output is `exit_steps`, `[B]`. In the int8 file the weights of blocks and word embeddings are int8, and all else is
+    computed in float32: its scores are those of the float model with rounded weights.
 
     Args:
         model: a classifier; float weights, or int8 ones, which are then those of both files.
