@@ -35,6 +35,7 @@ def open_graph(file: Path, num_threads: int = 0, spinning: bool = True) -> onnxr
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
+    options.enable_mem_pattern = False  # it keeps memory for each shape that it has seen
     options.log_severity_level = 3  # it warns of constants that its own optimisation has left over
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class OnnxClassifier:
         self.to_scores = _score_function(config, len(self.labels))
         self.max_length = _longest_input(folder, config, max_length)
         self.pad_token_id = int(config.get("pad_token_id") or 0)
-        self._tokenizer, self._truncating = _tokenizers(folder, self.max_length)
+        self._tokenizer, self._tokenizing = _tokenizer(folder), Lock()
         # The threads of one batch and the HTTP server share the cores; waiting must not keep them busy.
         self._session = open_graph(self.path, threads or 0, spinning=False)
         self._inputs = {value.name for value in self._session.get_inputs()}
@@ -95,8 +96,12 @@ class OnnxClassifier:
                     raise InputError(index, "is empty. Write at least one word.")
                 if not _is_unicode(part):  # JSON can spell half a surrogate pair
                     raise InputError(index, "is not valid Unicode: it has half of a surrogate pair.")
-        tokenizer = self._truncating if truncate else self._tokenizer
-        encodings = tokenizer.encode_batch([*texts])
+        with self._tokenizing:  # whether to truncate is a setting of the tokenizer, not of a call
+            if truncate:
+                self._tokenizer.enable_truncation(self.max_length)
+            else:
+                self._tokenizer.no_truncation()
+            encodings = self._tokenizer.encode_batch([*texts])
         for index, encoding in enumerate(encodings):
             if len(encoding.ids) > self.max_length:
                 reason = f"has {len(encoding.ids)} tokens; at most {self.max_length} are allowed. Shorten it, or pass "
@@ -198,16 +203,13 @@ def _longest_input(folder: Path, config: dict[str, Any], asked: int | None) -> i
     return asked or longest
 
 
-def _tokenizers(folder: Path, max_length: int) -> tuple[Tokenizer, Tokenizer]:
-    """One that never cuts, and one that cuts at `max_length`: the setting belongs to a tokenizer, not to a call."""
+def _tokenizer(folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"
-    _read_json(file)
+    if not file.is_file():
+        raise OSError(f"{file} is missing; {MAKE_ONE}.")
     try:
-        whole, truncating = Tokenizer.from_file(str(file)), Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust library raises nothing more special
         raise ValueError(f"{file} is not a tokenizer: {error}") from error
-    for tokenizer in (whole, truncating):
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-    truncating.enable_truncation(max_length)
-    return whole, truncating
+    tokenizer.no_padding()
+    return tokenizer
