@@ -1,4 +1,4 @@
-from .comparison import EnergyComparison, compare_energy, measured_energy
+from .comparison import EnergyComparison, bert_of_same_shape, compare_energy, measured_energy
 from .constants import CONSTANTS, EnergyConstants
 from .measuring import MeasuredCost, measure_cost
 from .report import Account, EnergyReport, LayerEnergy, estimate_energy
@@ -11,6 +11,7 @@ __all__ = [
     "EnergyReport",
     "LayerEnergy",
     "MeasuredCost",
+    "bert_of_same_shape",
     "compare_energy",
     "estimate_energy",
     "measure_cost",

@@ -5,7 +5,8 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from .constants import CONSTANTS, FORMULAS, PUBLISHED, EnergyConstants
 from .measuring import measure_cost
@@ -158,3 +159,22 @@ def measured_energy(
     report = estimate_energy(model, inputs, constants)
     report.measured = measure_cost(model, inputs)
     return report
+
+
+def bert_of_same_shape(student: PreTrainedModel) -> PreTrainedModel:
+    """A BERT with a SpikeBERT's layers, widths, heads and classes, to compare its energy with.
+
+    Its weights are random: what a dense model computes does not depend on them.
+    """
+    theirs: Any = student.config
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = AutoConfig.for_model(
+        "bert",
+        **{name: getattr(theirs, name) for name in names},
+        max_position_embeddings=theirs.max_position_embeddings,
+        type_vocab_size=max(1, theirs.type_vocab_size),
+        num_labels=theirs.num_labels,
+    )
+    auto = AutoModelForSequenceClassification if hasattr(student, "classifier") else AutoModel
+    with torch.random.fork_rng(devices=[]):
+        return auto.from_config(config).eval()
