@@ -53,7 +53,7 @@ LAYERS = [
     {"modeling_spikebert"},
     {"export", "hub", "registration", "serving"},
     {"data", "energy"},
-    {"distillation"},
+    {"distillation", "pictures"},
     {"commands"},
     {"__main__"},
 ]

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     disable_progress_bars()
     constants = CONSTANTS.get(args.constants) or EnergyConstants.from_file(args.constants)
     if args.plots is not None:
-        import matplotlib  # noqa: F401  before the work, so that nothing is lost without it
+        from .. import pictures
     sentences = _sentences(args)
     names = [args.model] if args.teacher is None else [args.model, args.teacher]
     models = [load(name) for name in names]
@@ -81,17 +81,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.json is not None:
         Path(args.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
     if args.plots is not None:
-        from ..energy.plots import plot_energy, plot_raster
-
         folder = Path(args.plots)
         folder.mkdir(parents=True, exist_ok=True)
-        files = plot_energy(comparison.student, comparison.teacher, folder)
+        figures = {"energy": pictures.energy_by_layer(comparison.student, comparison.teacher)}
         if comparison.student.spiking:
-            tokenizer = AutoTokenizer.from_pretrained(args.model)
-            files.append(plot_raster(models[0], tokenizer, sentences[0], folder / "spike_raster.png"))
+            spikes = pictures.spikes_of(models[0], AutoTokenizer.from_pretrained(args.model), sentences[0])
+            figures |= {"firing_rates": pictures.firing_rates(comparison.student), "raster": pictures.raster(spikes)}
+        files = [file for name, figure in figures.items() for file in pictures.save(figure, folder, name, ["png"])]
         print(f"\nPictures: {', '.join(map(str, files))}")
         if args.teacher is None:
-            print("For a picture of spiking against BERT, name one with --teacher.")
+            print("To compare with a BERT, name one with --teacher.")
     return figures
 
 

@@ -10,7 +10,7 @@ except ImportError as error:
 
 from .figures import accuracy_by_steps, energy_by_layer, firing_rates, raster, scores_by_steps, words
 from .spikes import SentenceSpikes, StepAccuracy, accuracies_of, spikes_of
-from .style import save
+from .style import not_drawable, save
 
 __all__ = [
     "SentenceSpikes",
@@ -19,6 +19,7 @@ __all__ = [
     "accuracy_by_steps",
     "energy_by_layer",
     "firing_rates",
+    "not_drawable",
     "raster",
     "save",
     "scores_by_steps",

@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from ..energy import EnergyReport
+from ..energy.text import percent
 from .spikes import SentenceSpikes, StepAccuracy, word_starts
 from .style import BLUE, GREEN, INK, ORANGE, PALE, PURPLE, SKY, VERMILLION, new_figure, shortened, style
 
@@ -22,7 +23,7 @@ MOST_COLUMNS = 36  # of words or tokens: what stays legible
 MOST_CLASSES = 6
 MOST_LETTERS = 13  # of a word
 ROWS = 24  # of neurons in a cell of a raster; twice as many where a cell is narrow
-INCHES = 5.9  # of all columns, about
+INCHES = 5.8  # of all columns, about
 MARK = 0.045  # inches of a spike
 LETTER = 0.085  # inches of a letter, about
 RATE = "neurons that fire\nin a time step, %"
@@ -49,7 +50,7 @@ def raster(spikes: SentenceSpikes) -> Figure:
     """
     shown, num_columns = _shown(spikes)
     num_blocks, steps = len(spikes.spikes), spikes.num_time_steps
-    across = max(1, int(0.85 * INCHES / (num_columns * steps) / MARK))  # neurons in a row of a cell
+    across = max(1, int(INCHES / (num_columns * steps) / MARK))  # neurons in a row of a cell
     rows = ROWS if across > 1 else 2 * ROWS
     blocks = [torch.cat(list(block.values()), dim=-1) for block in spikes.spikes]  # [T, L, N]
     num_neurons = blocks[0].shape[-1]
@@ -70,7 +71,6 @@ def raster(spikes: SentenceSpikes) -> Figure:
         (column + step * pitch + w * (neuron % across + 0.1), band + h * (neuron // across + 0.1), 0.8 * w, 0.8 * h)
         for band, step, column, neuron in fired.nonzero().tolist()
     ]
-    centres = [tokens.index(start) + (stop - start) / 2 - 0.07 for start, stop in shown]
     of_time = "" if steps == 1 else f"A word has {steps} cells, its time steps from left to right. "
     caption = (
         f"{of_time}Each mark is a spike; {drawn:,} of the {num_neurons:,} neurons of a block are drawn. "
@@ -82,11 +82,16 @@ def raster(spikes: SentenceSpikes) -> Figure:
         axis, *others = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
         axis.add_patch(PathPatch(_rectangles(cells), facecolor=PALE, linewidth=0))
         axis.add_patch(PathPatch(_rectangles(marks), facecolor=BLUE, linewidth=0))
-        axis.set(xlim=(-0.05, num_columns), ylim=(-0.05, num_blocks))
+        axis.set(xlim=(-0.05, num_columns), ylim=(-0.15, num_blocks))
+        places = [tokens.index(start) for start, _ in shown]
+        ends = [place + stop - start - 0.19 for place, (start, stop) in zip(places, shown, strict=True)]
+        axis.hlines(
+            [-0.1] * len(places), places, ends, color=LINE, linewidth=1.5
+        )  # holds the tokens of a word together
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
         axis.set_yticks([band + height / 2 for band in range(num_blocks)], _block_names(num_blocks))
-        _word_ticks(axis, spikes, centres, 0.85 * INCHES / num_columns)
+        _word_ticks(axis, spikes, [(a + b) / 2 for a, b in zip(places, ends, strict=True)], INCHES / num_columns)
         if others:
             _class_bars(others[0], spikes)
     return figure
@@ -118,7 +123,7 @@ def words(spikes: SentenceSpikes) -> Figure:
         bottom.tick_params(length=0)
         bottom.set_yticks(range(len(by_block)), _block_names(len(by_block)))
         _word_ticks(bottom, spikes, places, INCHES / len(rates))
-        figure.colorbar(image, ax=bottom, pad=0.01, label="the same, %")
+        figure.colorbar(image, ax=bottom, pad=0.01, label="by block, %")
     return figure
 
 
@@ -236,7 +241,7 @@ def scores_by_steps(spikes: SentenceSpikes) -> Figure:
         axis.set_ylabel("output" if regression else "probability of the class, %")
         if not regression:
             axis.set_ylim(0, 100)
-        figure.legend(loc="outside right center")
+        figure.legend(loc="outside right center", title=f"after {len(steps)} time step{'s' * (len(steps) > 1)}")
     return figure
 
 
@@ -337,7 +342,7 @@ def _energies(report: EnergyReport, figure: str) -> dict[str, float]:
 def _totals(joules: list[float]) -> str:
     """Energies of one model or of two; then also how much the first is of the second."""
     text = " / ".join(_joules(value) for value in joules)
-    return f"{text} = {100 * joules[0] / joules[1]:.3g} %" if len(joules) == 2 and joules[1] else text
+    return f"{text} = {percent(*joules)}" if len(joules) == 2 else text
 
 
 def _joules(value: float) -> str:

@@ -1,5 +1,6 @@
 """What all pictures share: colours, fonts, words that fit, and files that are the same each time."""
 
+import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,8 +34,9 @@ FALLBACK_FONTS = (
     "Symbola",
 )
 NO_GLYPH = "□"
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a fallback font has no bold: it is drawn without
 FORMATS = ("png", "svg")
-DPI = 200
+DPI = 150
 
 
 @cache
@@ -50,15 +52,18 @@ def _characters() -> frozenset[int]:
     return frozenset(code for name in fonts() for code in ft2font.FT2Font(font_manager.findfont(name)).get_charmap())
 
 
+def not_drawable(text: str) -> set[str]:
+    """The characters that no installed font of ours has."""
+    return {character for character in text if ord(character) not in _characters() or not character.isprintable()}
+
+
 def drawable(text: str) -> str:
     """The text with a box for each character that no font has; marks without a picture of their own are left out."""
-    characters = []
-    for character in text:
-        if ord(character) in _characters() and character.isprintable():
-            characters.append(character)
-        elif unicodedata.category(character) not in ("Mn", "Cf", "Cc"):
-            characters.append(NO_GLYPH)
-    return "".join(characters)
+    boxes = {
+        ord(character): "" if unicodedata.category(character) in ("Mn", "Cf", "Cc") else NO_GLYPH
+        for character in not_drawable(text)
+    }
+    return text.translate(boxes)
 
 
 def shortened(text: str, most: int) -> str:
@@ -96,7 +101,7 @@ def new_figure(title: str, caption: str, height: float = 4.5) -> Figure:
     """A figure 8 inches wide, with its title above and a caption below."""
     figure = Figure(figsize=(8, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
-    figure.supxlabel(fill(caption, 112), x=0.012, ha="left", fontsize=9, color=GREY)
+    figure.supxlabel(fill(caption, 120), x=0.012, ha="left", fontsize=9, color=GREY)
     return figure
 
 
