@@ -27,7 +27,7 @@ from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassificati
 from modeling_spikebert.commands import COMMANDS, main
 from modeling_spikebert.commands.quickstart import NAMES, compare, verdict
 from modeling_spikebert.distillation import PROJECTIONS_NAME
-from modeling_spikebert.energy.plots import plot_raster
+from modeling_spikebert.pictures import raster, save, spikes_of
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -484,7 +484,7 @@ def test_energy_of_a_file_beside_a_teacher(quickstart, inputs, tmp_path, capsys)
         assert words in shown
     assert figures["measured"]["latency_ms"] > 0
     assert "joules: " in shown
-    pictures = {"firing_rates.png", "energy_by_part.png", "spiking_against_bert.png", "spike_raster.png"}
+    pictures = {"energy.png", "firing_rates.png", "raster.png"}
     assert {file.name for file in (tmp_path / "plots").iterdir()} == pictures
     for file in (tmp_path / "plots").iterdir():
         assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -511,7 +511,6 @@ def test_energy_of_sentences_of_a_published_model(tmp_path, capsys):
     assert kinds["encoder.layer.1.attention.query"] == "integer"
     shown = capsys.readouterr().out
     assert "Note: Padding takes part in this model" in shown
-    assert not (tmp_path / "plots" / "spiking_against_bert.png").exists()
     assert "name one with --teacher" in shown
 
 
@@ -522,7 +521,7 @@ def test_energy_of_a_bert_alone_says_that_it_is_not_spiking(inputs, capsys):
 
 def test_energy_pictures_of_a_bert_alone(inputs, tmp_path):
     main(["energy", str(inputs.teacher), "--text", "word1 word2", "--plots", str(tmp_path / "plots")])
-    assert [file.name for file in (tmp_path / "plots").iterdir()] == ["energy_by_part.png"]
+    assert [file.name for file in (tmp_path / "plots").iterdir()] == ["energy.png"]
 
 
 def test_energy_says_what_it_cuts(quickstart, capsys):
@@ -547,7 +546,7 @@ def test_energy_pictures_of_chinese_text(quickstart, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(quickstart.folder / "student")
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"很好吃"])}
     tokenizer = BertTokenizerFast(vocab=vocabulary)
-    file = plot_raster(model, tokenizer, "很好吃", tmp_path / "raster.png")
+    (file,) = save(raster(spikes_of(model, tokenizer, "很好吃")), tmp_path, "raster", ["png"])
     assert file.stat().st_size > 5000
 
 

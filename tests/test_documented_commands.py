@@ -58,6 +58,7 @@ SHORT = {
     "spikebert quickstart": "--teacher google-bert/bert-base-uncased --num-hidden-layers 1 --batch-size 4 "
     "--teacher-steps 2 --general-steps 2 --task-steps 2",
     "spikebert energy": "",
+    "spikebert show": "",
     "spikebert augment": "",
     "spikebert convert": "",
     "spikebert export": "",
@@ -66,7 +67,7 @@ SHORT = {
 }
 # Files that a page's last readers find.
 LEFT_BEHIND = {
-    "README.md": ["energy.json", "pictures/spike_raster.png", "runs/own/student", "runs/int8", "runs/student"],
+    "README.md": ["energy.json", "pictures/raster.png", "runs/own/student", "runs/int8", "runs/student"],
     "docs/deploy.md": ["runs/onnx/onnx/model_int8.onnx"],
     "docs/energy.md": [],
     "docs/training.md": ["runs/student/model.safetensors", "runs/published/model.safetensors"],

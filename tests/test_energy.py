@@ -48,8 +48,8 @@ from modeling_spikebert.energy import (
     measure_cost,
     measuring,
 )
-from modeling_spikebert.energy.plots import plot_raster
 from modeling_spikebert.modeling_spikebert import SpikeBertNeuron, SpikeLinear
+from modeling_spikebert.pictures import raster, save, spikes_of
 from modeling_spikebert.spike_attention_spikebert import Tokens
 
 modes = pytest.mark.parametrize("mode", ["default", "reference"])
@@ -1314,7 +1314,8 @@ def test_without_zeus_joules_are_none(monkeypatch):
 def test_the_raster_of_an_early_exit_has_all_time_steps(mode, tmp_path):
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"])}
     model, tokenizer = small_model(mode), BertTokenizerFast(vocab=vocabulary)
-    drawn = plot_raster(model, tokenizer, "word word", tmp_path / "all.png").read_bytes()
+    drawn = save(raster(spikes_of(model, tokenizer, "word word")), tmp_path, "all")
     model.config.exit_threshold = 0.01
-    assert plot_raster(model, tokenizer, "word word", tmp_path / "exit.png").read_bytes() == drawn
+    again = save(raster(spikes_of(model, tokenizer, "word word")), tmp_path, "exit")
+    assert drawn[0].read_bytes() == again[0].read_bytes()
     assert model.config.exit_threshold == 0.01

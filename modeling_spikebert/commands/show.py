@@ -57,7 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--file", help="csv, json lines or parquet file with the columns text and label, to measure accuracy on"
     )
     parser.add_argument(
-        "--num-sentences", type=int, default=500, help="how many of its sentences, at random (default: %(default)s)"
+        "--num-sentences", type=int, default=200, help="how many of its sentences, at random (default: %(default)s)"
     )
     args = parser.parse_args(arguments)
     try:
@@ -74,15 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> list[Path]:
     """Draws, writes and prints what the pictures say; returns the files."""
     # An extra, and before the work, so that nothing is lost without it.
-    from ..pictures import (
-        energy_by_layer,
-        firing_rates,
-        raster,
-        save,
-        scores_by_steps,
-        spikes_of,
-        words,
-    )
+    from ..pictures import energy_by_layer, firing_rates, not_drawable, raster, save, scores_by_steps, spikes_of, words
 
     logging.disable_progress_bar()
     options = {} if args.num_time_steps is None else {"num_time_steps": args.num_time_steps}
@@ -141,6 +133,7 @@ def _accuracy(args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTr
     table = select_columns(read_table(args.file, ["text"]), args.file, {"text": "text", "label": "label"})
     rows = labelled_text([table, table], [args.file, args.file], label_names=names).validation
     rows = rows.shuffle(seed=0).select(range(min(args.num_sentences, len(rows))))
+    print(f"Classifying {len(rows)} sentences with up to {max(STEPS)} time steps.", flush=True)
     results = accuracies_of(model, tokenizer, rows["text"][:], rows["label"][:], STEPS)
     for result in results:
         error = 100 * result.standard_error

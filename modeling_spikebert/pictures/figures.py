@@ -25,6 +25,7 @@ MOST_LETTERS = 13  # of a word
 ROWS = 24  # of neurons in a cell of a raster; twice as many where a cell is narrow
 INCHES = 5.8  # of all columns, about
 MARK = 0.045  # inches of a spike
+LINE_HEIGHT = 0.36  # inches of a class and its bar
 LETTER = 0.085  # inches of a letter, about
 RATE = "neurons that fire\nin a time step, %"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
@@ -54,6 +55,7 @@ def raster(spikes: SentenceSpikes) -> Figure:
     rows = ROWS if across > 1 else 2 * ROWS
     blocks = [torch.cat(list(block.values()), dim=-1) for block in spikes.spikes]  # [T, L, N]
     num_neurons = blocks[0].shape[-1]
+    across = min(across, math.ceil(num_neurons / rows))
     drawn = min(num_neurons, across * rows)
     chosen = torch.arange(drawn) * num_neurons // drawn
     tokens = [token for start, stop in shown for token in range(start, stop)]
@@ -77,7 +79,7 @@ def raster(spikes: SentenceSpikes) -> Figure:
         f"{100 * spikes.firing_rate:.0f} % of all neurons fire in a time step.{_left_out(spikes, shown)}"
     )
     with style():
-        figure = new_figure(shortened(spikes.text, 62), caption, height=min(10.0, 1.5 + 0.5 * num_blocks))
+        figure = new_figure(shortened(spikes.text, 62), caption, height=min(10.0, max(3.5, 1.5 + 0.5 * num_blocks)))
         ratios = [5] if spikes.scores is None else [5, 1]
         axis, *others = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
         axis.add_patch(PathPatch(_rectangles(cells), facecolor=PALE, linewidth=0))
@@ -93,7 +95,9 @@ def raster(spikes: SentenceSpikes) -> Figure:
         axis.set_yticks([band + height / 2 for band in range(num_blocks)], _block_names(num_blocks))
         _word_ticks(axis, spikes, [(a + b) / 2 for a, b in zip(places, ends, strict=True)], INCHES / num_columns)
         if others:
-            _class_bars(others[0], spikes)
+            others[0].set_axis_off()
+            figure.draw_without_rendering()  # lays it out
+            _class_bars(others[0], spikes, others[0].get_window_extent().height / figure.dpi / LINE_HEIGHT)
     return figure
 
 
@@ -113,7 +117,9 @@ def words(spikes: SentenceSpikes) -> Figure:
     with style():
         figure = new_figure("Which words fired most", caption, height=3.4 + 0.2 * len(by_block))
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.3, 0.2 * len(by_block)))
-        bars = top.bar(places, rates, width=0.8, color=[VERMILLION if i in most else SKY for i in range(len(rates))])
+        bars = top.bar(
+            places, rates.tolist(), width=0.8, color=[VERMILLION if i in most else SKY for i in range(len(rates))]
+        )
         if len(rates) <= 16:
             top.bar_label(bars, [f"{rate:.1f}" for rate in rates], fontsize=9, padding=1)
         top.set(ylabel=RATE, xlim=(-0.6, len(rates) - 0.4))
@@ -235,7 +241,7 @@ def scores_by_steps(spikes: SentenceSpikes) -> Figure:
         axis = figure.subplots()
         for index, colour, marker in zip(chosen, COLOURS, MARKERS, strict=False):
             label = f"{shortened(spikes.labels[index], 24)}: {scores[-1, index]:.1f}{'' if regression else ' %'}"
-            axis.plot(steps, scores[:, index], color=colour, marker=marker, label=label, clip_on=False)
+            axis.plot(steps, scores[:, index].tolist(), color=colour, marker=marker, label=label, clip_on=False)
         axis.set_xticks(steps if len(steps) <= 16 else steps[:: math.ceil(len(steps) / 16)])
         axis.set_xlabel("time steps")
         axis.set_ylabel("output" if regression else "probability of the class, %")
@@ -245,23 +251,21 @@ def scores_by_steps(spikes: SentenceSpikes) -> Figure:
     return figure
 
 
-def _class_bars(axis: Axes, spikes: SentenceSpikes) -> None:
-    """The class, and a bar for each class under it, in the middle of the axis; one unit up is one line."""
+def _class_bars(axis: Axes, spikes: SentenceSpikes, room: float) -> None:
+    """The class, and under it bars of the likeliest ones, in the middle of `room` lines; one unit up is one line."""
     assert spikes.scores is not None
     assert spikes.answer is not None
     scores = spikes.scores[-1]
     label, score = spikes.answer
     regression = spikes.problem_type == "regression"
-    chosen = [] if regression else scores.topk(min(MOST_CLASSES, len(scores))).indices.tolist()
-    middle = len(chosen) / 2
-    axis.set_axis_off()
-    axis.set(xlim=(0, 1), ylim=(-middle - 2.5, middle + 2.5))
-    axis.text(
-        0, middle + 0.3, shortened(f"{score:.2f}" if regression else label, MOST_LETTERS), fontsize=14, weight="bold"
-    )
-    for place, index in enumerate(chosen):
-        share, y = float(scores[index]), middle - place - 0.4
-        axis.text(0, y, shortened(spikes.labels[index], MOST_LETTERS), fontsize=9)
+    count = 0 if regression else min(MOST_CLASSES, len(scores), max(1, int(room - 1.2)))
+    middle = count / 2
+    axis.set(xlim=(0, 1), ylim=(-room / 2 - 0.4, room / 2 - 0.4))
+    title = shortened(f"{score:.2f}" if regression else label, MOST_LETTERS)
+    axis.text(0, middle + 0.3, title, fontsize=14, weight="bold")
+    for place, index in enumerate(scores.topk(count).indices.tolist()):
+        share, y = float(scores[index]), middle - place - 0.5
+        axis.text(0, y, shortened(spikes.labels[index], MOST_LETTERS - 3), fontsize=9)
         axis.text(1, y, f"{100 * share:.1f} %", fontsize=9, ha="right")
         axis.barh(y - 0.22, 1, height=0.2, color=PALE)
         axis.barh(y - 0.22, share, height=0.2, color=SKY if place else VERMILLION)
