@@ -58,6 +58,7 @@ SLOW = [
     "released",
     "scale",
     "serve",
+    "space",
     "streams",
     "style",
     "tasks",

@@ -1,7 +1,7 @@
 """A small stand-in for the Hugging Face Hub on the loopback address, for tests without a network.
 
-It holds model repositories in memory and speaks as much HTTP as `huggingface_hub` needs to create a repository, commit
-(weights by LFS, all else in the commit) and download:
+It holds repositories of models and Spaces in memory and speaks as much HTTP as `huggingface_hub` needs to create one,
+commit (weights by LFS, all else in the commit) and download:
 
     with LocalHub() as hub:
         subprocess.run([...], env=hub.environment(folder))  # the client reads HF_ENDPOINT when it is imported
@@ -169,10 +169,10 @@ REPO, REVISION = r"([^/]+/[^/]+)", r"([^/]+)"
 ROUTES = [
     ("POST", r"/api/validate-yaml", Store.validate_yaml),
     ("POST", r"/api/repos/create", Store.create),
-    ("GET", rf"/api/models/{REPO}(?:/revision/{REVISION})?", Store.info),
-    ("GET", rf"/api/models/{REPO}/tree/{REVISION}/?(.*)", Store.tree),
-    ("POST", rf"/api/models/{REPO}/preupload/{REVISION}", Store.preupload),
-    ("POST", rf"/api/models/{REPO}/commit/{REVISION}", Store.commit),
+    ("GET", rf"/api/(?:models|spaces)/{REPO}(?:/revision/{REVISION})?", Store.info),
+    ("GET", rf"/api/(?:models|spaces)/{REPO}/tree/{REVISION}/?(.*)", Store.tree),
+    ("POST", rf"/api/(?:models|spaces)/{REPO}/preupload/{REVISION}", Store.preupload),
+    ("POST", rf"/api/(?:models|spaces)/{REPO}/commit/{REVISION}", Store.commit),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Store.large_file_batch),
     ("PUT", r"/large/(\w+)", Store.put_large_file),
     ("POST", r"/large/(\w+)", Store.verify_large_file),
