@@ -20,7 +20,7 @@ import math
 from ctypes import Structure, c_double, c_int64
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ from torch import Tensor
 from .compiler_spikebert import compiled
 from .native_spikebert import kernels, needs_gradient, note, obstacle, pointers, spike_dtype
 from .triton_spikebert import HAS_TRITON, norm_lif_backward, norm_lif_forward
+
+
+class Surrogate(Protocol):
+    """A smooth function that replaces the step function in the backward pass. The kernels know `ATan` alone."""
+
+    def primitive(self, x: Tensor) -> Tensor:
+        """Rises from 0 to 1; `x` is the distance from the threshold, where it is 0.5. Autograd differentiates it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class LIF:
     tau: float = 2.0
     v_threshold: float = 1.0
     v_reset: float | None = 0.0
-    surrogate: ATan = ATan()
+    surrogate: Surrogate = ATan()
 
 
 def norm_lif(
@@ -99,7 +107,7 @@ def norm_lif(
     training = needs_gradient(x, weight, bias)
     if training or dtype is None:
         dtype = spike_dtype(x.dtype, x.device.type)
-    form = _form_for(x, weight, bias, training, dtype)
+    form = _form_for(x, weight, bias, neurons, training, dtype)
     if form is None:
         return norm_lif_naive(x, neurons, weight, bias, eps).to(dtype)
     if training:
@@ -133,9 +141,13 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _form_for(x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, dtype: torch.dtype) -> Any:
+def _form_for(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, neurons: LIF, training: bool, dtype: torch.dtype
+) -> Any:
     """The C++ library, "triton", or None for the naive form."""
     reason = obstacle(x, weight, bias)
+    if reason is None and not isinstance(neurons.surrogate, ATan):
+        reason = f"there are no kernels for the surrogate {type(neurons.surrogate).__name__}"
     if reason is None and x.device.type == "cuda" and HAS_TRITON:
         note("norm_lif", "triton", "the current is on a GPU")
         return "triton"
@@ -418,5 +430,6 @@ def _arguments(x: Tensor, weight: Tensor | None, bias: Tensor | None, neurons: L
     steps, width = x.shape[0], x.shape[-1]
     sizes = _Sizes(steps, x[0].numel() // max(width, 1), width, x.stride(0), torch.get_num_threads())
     soft, rest = neurons.v_reset is None, neurons.v_reset or 0.0
+    assert isinstance(neurons.surrogate, ATan)  # `_form_for` sees to it
     constants = _Neurons(neurons.tau, neurons.v_threshold, rest, soft, neurons.surrogate.alpha, eps)
     return x, weight, bias, (sizes, constants)

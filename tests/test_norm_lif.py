@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -290,25 +291,58 @@ def test_no_gradient_flows_through_the_decision_to_reset(form, v_reset, tau):
 # The surrogate
 
 
-@pytest.mark.parametrize("alpha", [0.5, 2.0, 5.0], ids="alpha{}".format)
+@dataclass(frozen=True)
+class Triangle:
+    """A surrogate without kernels: its derivative is a triangle of this half width."""
+
+    width: float = 2.0
+
+    def primitive(self, x: Tensor) -> Tensor:
+        x = (x / self.width).clamp(-1, 1)
+        return 0.5 + x - x * x.abs() / 2
+
+
+# A new one goes here.
+SURROGATES = [ATan(0.5), ATan(2.0), ATan(5.0), Triangle()]
+surrogates = pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
+
+
+@surrogates
 @forms
-def test_gradient_of_a_spike_is_the_finite_difference_of_the_primitive_and_the_published_formula(form, alpha):
-    h = torch.linspace(-2, 4, 121, dtype=torch.float64).unsqueeze(0).requires_grad_()
-    surrogate, step = ATan(alpha), 1e-5
+def test_surrogate_gives_the_gradient_of_a_spike(form, surrogate):
+    """The derivative of its primitive, here by finite differences."""
+    h = torch.linspace(-2, 4, 122, dtype=torch.float64).unsqueeze(0).requires_grad_()
     (grad,) = torch.autograd.grad(form(h, LIF(tau=1.0, surrogate=surrogate)).sum(), h)
-    distance = h.detach() - 1
+    distance, step = h.detach() - 1, 1e-5
     difference = (surrogate.primitive(distance + step) - surrogate.primitive(distance - step)) / (2 * step)
     torch.testing.assert_close(grad, difference, rtol=1e-8, atol=1e-8)
-    formula = (alpha / 2) / (1 + (math.pi / 2 * alpha * distance) ** 2)
+
+
+@surrogates
+def test_surrogate_rises_from_0_to_1(surrogate):
+    values = surrogate.primitive(torch.linspace(-5, 5, 101, dtype=torch.float64))
+    assert (values.diff() >= 0).all()
+    assert values[49] < values[50] < values[51]
+    assert values[50] == pytest.approx(0.5)
+    ends = surrogate.primitive(torch.tensor([-1e9, 1e9], dtype=torch.float64))
+    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0, 5.0], ids="alpha{}".format)
+@forms
+def test_surrogate_atan_has_the_published_derivative(form, alpha):
+    h = torch.linspace(-2, 4, 121, dtype=torch.float64).unsqueeze(0).requires_grad_()
+    (grad,) = torch.autograd.grad(form(h, LIF(tau=1.0, surrogate=ATan(alpha))).sum(), h)
+    formula = (alpha / 2) / (1 + (math.pi / 2 * alpha * (h.detach() - 1)) ** 2)
     torch.testing.assert_close(grad, formula, rtol=1e-12, atol=0)
 
 
-def test_surrogate_primitive_rises_from_0_to_1():
-    values = ATan().primitive(torch.linspace(-5, 5, 101, dtype=torch.float64))
-    assert (values.diff() > 0).all()
-    assert values[50] == pytest.approx(0.5)
-    ends = ATan().primitive(torch.tensor([-1e9, 1e9], dtype=torch.float64))
-    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-8)
+def test_surrogate_without_kernels_takes_the_naive_form():
+    inputs, neurons = inputs_of((4, 6, 40)), LIF(surrogate=Triangle())
+    results = results_of(norm_lif, inputs, neurons)
+    assert forms_that_ran()["norm_lif"] == "naive: there are no kernels for the surrogate Triangle"
+    assert_same(results, results_of(norm_lif_naive, inputs, neurons), torch.float64)
+    assert not torch.equal(results[1], results_of(norm_lif, inputs, LIF())[1])
 
 
 # Independent libraries
