@@ -43,9 +43,10 @@ class ReleaseArguments:
     folder: str = field(metadata={"help": "New folder."})
     teacher: str = field(metadata={"help": "The teacher, to compare energies."})
     validation_file: str = field(metadata={"help": "Text to measure on; with the column `label` for a classifier."})
-    labels: list[str] | None = field(default=None, metadata={"help": "Names of the classes in place of numbers."})
+    labels: list[str] | None = field(default=None, metadata={"help": "Names of the classes instead of numbers."})
     base_model: str | None = field(default=None, metadata={"help": "Hub id of what the teacher was made from."})
     dataset: str | None = field(default=None, metadata={"help": "Hub id of the data set, for the card."})
+    examples: list[str] = field(default_factory=list, metadata={"help": "Sentences to try, for the card."})
     language: str = field(default="en", metadata={"help": "For the card."})
     license: str | None = field(default=None, metadata={"help": "For the card, such as apache-2.0."})
     notes: str | None = field(default=None, metadata={"help": "Markdown file that ends the card."})
@@ -113,7 +114,9 @@ def make_card(
         base_model=args.base_model,
         dataset=args.dataset,
         dataset_name=None if args.dataset else Path(args.validation_file).name,
+        num_sentences=len(rows),
         metrics=metrics,
+        examples=args.examples,
         energy=energy.to_markdown(Path(args.validation_file).name),
         training={"command": f"`{recorded['command']}`", "seed": recorded["seed"], "versions": versions},
     )

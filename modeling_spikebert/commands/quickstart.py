@@ -329,6 +329,7 @@ def _write_card(
         student,
         "SpikeBERT student",
         base_model=None if Path(base_model).is_dir() else base_model,
+        num_sentences=len(text.validation),
         metrics={"accuracy": accuracy[NAMES[3]]},
         comparison={name: {"accuracy": accuracy[name]} for name in NAMES[:3]},
         energy=energy.to_markdown(name),

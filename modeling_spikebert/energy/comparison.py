@@ -56,25 +56,44 @@ class EnergyComparison:
         return "\n".join([*align(rows), *lines, *self._notes()])
 
     def to_markdown(self, dataset: str | None = None) -> str:
-        """The section of a model card: formulas, constants, lengths and figures. `dataset` is a plain name."""
+        """The section of a model card: what a sentence takes, figures, and how they come about.
+
+        Args:
+            dataset: plain name of what the sentences are from.
+        """
         student, constants = self.student, self.student.constants
         sentences = f"{student.num_sentences} sentences" + (f" of {dataset}" if dataset else "")
         rows = [self._header(""), ["---"] * len(self._header("")), *self._figures()]
         lines = [
-            f"Theoretical energy for one sentence, mean over {sentences} ({student.tokens_per_sentence:.1f} tokens "
-            f"each, at most {student.longest}), in two accounts:",
+            self._in_short(),
+            "",
+            *("| " + " | ".join(row) + " |" for row in rows),
+            "",
+            f"Each figure is for one sentence: mean over {sentences} ({student.tokens_per_sentence:.1f} tokens each, "
+            f"at most {student.longest}). These energies are counted, not measured on a chip. How they are counted:",
             "",
             f"- published: {FORMULAS['published']} ({PUBLISHED.source}).",
             f"- strict: {FORMULAS['strict']}; {constants.mac_pj} pJ for a multiplication (with an addition), "
-            f"{constants.ac_pj} pJ for an addition, {constants.memory_pj_per_byte} pJ for a byte of memory traffic, a "
-            f"line of its own ({constants.source}).",
-            "",
-            *("| " + " | ".join(row) + " |" for row in rows),
+            f"{constants.ac_pj} pJ for an addition ({constants.source}).",
+            f"- memory traffic: {constants.memory_pj_per_byte} pJ for each byte that is read or written.",
         ]
         if student.firing_rate is not None:
             lines += ["", f"Mean firing rate: {student.firing_rate:.3f} spikes per neuron and time step."]
         notes = [*(f"Note: {flag}" for flag in student.flags), *self._notes()]
         return "\n".join([*lines, *(f"\n{note}" for note in notes)])
+
+    def _in_short(self) -> str:
+        student = self.student
+        energies = (student.strict.energy_mj, student.energy_with_memory_mj)
+        text = "In theory a sentence takes {} mJ for arithmetic, and {} mJ with memory traffic."
+        shares = []
+        for report, name in ((self.teacher, "the BERT below"), (self.teacher_in_int8, "the same BERT in int8")):
+            if report is not None:
+                of_teacher = map(percent, energies, (report.strict.energy_mj, report.energy_with_memory_mj))
+                shares.append(f"{' and '.join(of_teacher)} of what {name} takes")
+        if shares:
+            text += f" That is {', and '.join(shares)}."
+        return text.format(*map(number, energies))
 
     def to_dict(self) -> dict[str, Any]:
         """`student.to_dict()`, and with a teacher also `teacher` and `ratio`, the student's energy in the teacher's."""

@@ -1,8 +1,9 @@
 """Model cards: what a student is, how it was trained and what was measured."""
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ def model_card(
     dataset: str | None = None,
     dataset_name: str | None = None,
     split: str = "validation",
+    num_sentences: int | None = None,
     metrics: Mapping[str, float] | None = None,
     comparison: Mapping[str, Mapping[str, float]] | None = None,
+    examples: Sequence[str] = (),
     energy: str | None = None,
     training: Mapping[str, Any] | None = None,
     tags: list[str] | None = None,
@@ -46,12 +49,14 @@ def model_card(
         repository: its id on the Hub, if it goes there.
         language: code such as `en`.
         license: identifier, from who may say it: it depends on the teacher and on the training data.
-        base_model: the teacher's Hub id.
+        base_model: the teacher's Hub id. The Hub knows four relations to it; the nearest for a student is `finetune`.
         dataset: Hub id of the data set, if it is there.
         dataset_name: its plain name.
         split: the split that was measured.
+        num_sentences: how many it has, for the standard error of an accuracy.
         metrics: metric name to value, measured on `split`.
-        comparison: further rows for the table of results: name to metrics.
+        comparison: further rows for the table of results: name to metrics on the same sentences.
+        examples: sentences to try, for the Hub's widget; the first is in the code, too.
         energy: what `EnergyComparison.to_markdown` returns.
         training: option name to value.
         tags: more tags.
@@ -66,10 +71,11 @@ def model_card(
         library_name="transformers",
         pipeline_tag="text-classification" if classifies else "feature-extraction",
         base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
         datasets=[dataset] if dataset else None,
         metrics=list(metrics) or None,
         tags=["spikebert", "spiking-neural-network", "knowledge-distillation", *(tags or [])],
-        model_name=name,
+        model_name=name if metrics else None,  # of the results
         eval_results=[
             EvalResult(
                 task_type="text-classification",
@@ -82,8 +88,8 @@ def model_card(
             for metric, value in metrics.items()
         ]
         or None,
+        widget=[{"text": text} for text in examples] or None,
     )
-    results = {name: metrics, **(comparison or {})} if metrics else {}
     return ModelCard.from_template(
         data,
         str(TEMPLATE),
@@ -91,10 +97,12 @@ def model_card(
         config=config,
         classifies=classifies,
         location=repository or ".",  # `.` is the folder of the card, where there is no repository
-        results=results,
-        columns=list(dict.fromkeys(metric for values in results.values() for metric in values)),
+        parameters=f"{model.num_parameters() / 1e6:.3g} M",
+        example=json.dumps(examples[0] if examples else "One sentence.", ensure_ascii=False),
+        results=_table({name: metrics, **(comparison or {})}, num_sentences) if metrics else None,
         dataset=shown,
         split=split,
+        num_sentences=num_sentences,
         energy=energy,
         training=training or {},
     )
@@ -126,6 +134,7 @@ def write_model_card(
     training |= {f"weight of loss {name}": weight for name, weight in getattr(args, "loss_weights", {}).items()}
     if getattr(args, "firing_rate_weight", 0):
         training["target_firing_rate"] = getattr(args, "target_firing_rate", None)
+    metrics = _evaluation(trainer)
     card = model_card(
         trainer.accelerator.unwrap_model(trainer.model),
         model_name or Path(folder).resolve().name,
@@ -135,12 +144,30 @@ def write_model_card(
         base_model=None if base_model is None or Path(base_model).is_dir() else base_model,
         dataset=_first(dataset_tags),
         dataset_name=_first(dataset),
-        metrics=_evaluation(trainer),
+        num_sentences=len(trainer.eval_dataset) if metrics and isinstance(trainer.eval_dataset, Sized) else None,
+        metrics=metrics,
         energy=energy,
         training=training,
         tags=[tags] if isinstance(tags, str) else tags,
     )
     card.save(Path(folder) / "README.md")
+
+
+def _table(results: Mapping[str, Mapping[str, float]], num_sentences: int | None) -> list[list[str]]:
+    """The cells of the table of results; behind an accuracy stands its standard error, if the number is known."""
+    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
+    table = [["", *metrics], *([name, *map(_cell, map(values.get, metrics))] for name, values in results.items())]
+    if num_sentences and "accuracy" in metrics:
+        place = metrics.index("accuracy") + 2
+        table[0].insert(place, "standard error")
+        for row, values in zip(table[1:], results.values(), strict=True):
+            p = values.get("accuracy")
+            row.insert(place, _cell(p if p is None else math.sqrt(p * (1 - p) / num_sentences)))
+    return table
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _evaluation(trainer: Trainer) -> dict[str, float]:
