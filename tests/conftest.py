@@ -55,6 +55,7 @@ SLOW = [
     "notebook",
     "one_bit_bert",
     "onnx",
+    "packaging",
     "real_text",
     "released",
     "scale",

@@ -1,5 +1,8 @@
 """Tiny models whose neurons fire."""
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +27,25 @@ SIZES = {
 # The files of the package that travel with a checkpoint.
 CODE_FILES = {path.name for path in Path(modeling_spikebert.__file__).parent.glob("*_spikebert.py")}
 
+ROOT = Path(__file__).parent.parent
+
 # Deprecated by torch, and used by its own tracer and compiler.
 tracing = pytest.mark.filterwarnings(
     "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning",
     "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning",
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
 )
+
+
+def copy_tracked_files(folder: Path) -> None:
+    """Those of the repository, as they are on disk; links stay links."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("needs a clone of the repository")
+    for name in filter(None, tracked.stdout.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(ROOT / name):
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
 
 
 def flags(**options: object) -> list[str]:

@@ -16,7 +16,7 @@ from modeling_spikebert.commands.distill import DataArguments, ModelArguments
 from modeling_spikebert.data.augmentation import AugmentationSettings
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 HEADER = ("| option | default | |", "|---|---|---|")
 

@@ -44,6 +44,14 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Page and first line of the blocks that are not run, and why.
 NOT_RUN = {
     ("README.md", 'pip install -c constraints.txt -e ".[quickstart,test]"'): "it is this suite",
+    ("CONTRIBUTING.md", "python3 -m venv"): "it makes an environment; .ci/run does the same",
+    ("CONTRIBUTING.md", "@dataclass"): "test_repository.py runs it with the tests that the page names",
+    ("CONTRIBUTING.md", "SURROGATES ="): "the same",
+    ("CONTRIBUTING.md", "pytest tests/test_norm_lif.py -k"): "the same",
+    (
+        "CONTRIBUTING.md",
+        "cd examples/checkpoints",
+    ): "for a file that is not there yet; test_released.py reads the links",
     ("docs/training.md", "accelerate launch --config-file"): "needs GPUs; test_scale.py starts two CPU processes",
     ("docs/deploy.md", 'pip install -c constraints.txt ".[serve]"'): "a server does not end; test_serve.py starts some",
     ("docs/deploy.md", "curl"): "the same",
