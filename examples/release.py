@@ -1,8 +1,10 @@
 """Turns a run into a folder to be given away, laid out like a repository on the Hub: int8 files, code, tokenizer, card.
 
-    python examples/release.py --run runs/sst2/longer --folder release --teacher runs/sst2/teacher \
-        --validation-file data/sst2/validation.parquet --labels negative positive --dataset stanfordnlp/sst2 \
+    python examples/release.py --run runs/mixed/student --folder release --teacher runs/gpu/teacher \
+        --validation-file data/sst2/validation.parquet --num-time-steps 1 --dataset stanfordnlp/sst2 \
         --license apache-2.0
+
+The run is one of `spikebert distill` or of `examples/train_on_gpu.py` (there the folder `student`).
 
 What the card says is measured on what lies in the folder, loaded as its users load it. `SHA256SUMS` is for
 `sha256sum --check`.
@@ -39,11 +41,14 @@ NUM_ENERGY_SENTENCES = 100
 
 @dataclass
 class ReleaseArguments:
-    run: str = field(metadata={"help": "Folder that `spikebert distill` wrote."})
+    run: str = field(metadata={"help": "Folder of a student, with run.json."})
     folder: str = field(metadata={"help": "New folder."})
     teacher: str = field(metadata={"help": "The teacher, to compare energies."})
     validation_file: str = field(metadata={"help": "Text to measure on; with the column `label` for a classifier."})
     labels: list[str] | None = field(default=None, metadata={"help": "Names of the classes instead of numbers."})
+    num_time_steps: int | None = field(
+        default=None, metadata={"help": "That the model has when it is loaded, if it was trained for several."}
+    )
     base_model: str | None = field(default=None, metadata={"help": "Hub id of what the teacher was made from."})
     dataset: str | None = field(default=None, metadata={"help": "Hub id of the data set, for the card."})
     examples: list[str] = field(default_factory=list, metadata={"help": "Sentences to try, for the card."})
@@ -61,7 +66,10 @@ def main() -> None:
         raise ValueError(f"{folder} exists already. Remove it, or name another folder.")
     # All that can fail is read before anything is written.
     teacher = load(args.teacher)
-    student = load(args.run, quantization_config=INT8_FILES, **label_maps(args.labels))
+    overrides = label_maps(args.labels)
+    if args.num_time_steps is not None:
+        overrides["num_time_steps"] = args.num_time_steps
+    student = load(args.run, quantization_config=INT8_FILES, **overrides)
     if hasattr(student, "classifier"):
         text = load_labelled(args.validation_file, args.validation_file).validation
     else:

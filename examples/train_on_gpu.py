@@ -23,7 +23,8 @@ In these runs schedules followed the clock; the numbers of steps are those that 
 Splitting and tokenising the text comes first and takes minutes on the CPU.
 
     OUTPUT_DIR/teacher   the fine-tuned teacher, a transformers model
-    OUTPUT_DIR/student   the student, its tokenizer, and results.json with what was measured and all losses
+    OUTPUT_DIR/student   the student, its tokenizer, results.json with what was measured and all losses, and run.json,
+                         from which `examples/release.py` makes its card
 """
 
 import copy
@@ -45,6 +46,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
+from one_bit_bert import dense_twin
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -57,6 +59,7 @@ from transformers import (
 )
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
+from modeling_spikebert.commands.distill import record_run
 from modeling_spikebert.data import LabelledText, load_labelled, load_task, load_unlabelled, match_labels, tokenize
 from modeling_spikebert.data.augmentation import sentences_of
 from modeling_spikebert.distillation.layer_maps import uniform_layer_map
@@ -72,7 +75,7 @@ HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # a CPU is fo
 BUCKETS = (*range(4, 41, 4), 48, 56, 64)  # lengths in tokens
 # Labels are for the teacher. The student does without: the teacher's logits say more of each sentence.
 WEIGHTS = {"labels": 1.0, "hidden_states": 1.0, "embeddings": 0.1, "logits": 0.03}
-COPIES_OF_TRAIN = 3  # in a pass over the text of stage 2
+FORMS = ("membrane", "published", "one-bit")
 SENTENCES_PER_STEP = 128  # of the teacher's fine-tuning
 
 Batch = tuple[Tensor, Tensor, Tensor]  # ids and mask [B, L], labels [B]
@@ -92,6 +95,10 @@ class Arguments:
     num_hidden_layers: int = field(default=6, metadata={"help": "Of the student."})
     hidden_size: int = field(default=384, metadata={"help": "Of the student; its MLP is four times as wide."})
     num_time_steps: int = field(default=1, metadata={"help": "Of the student."})
+    form: str = field(
+        default="membrane",
+        metadata={"help": "Of the student: membrane, published, or one-bit, its dense twin of `one_bit_bert.py`."},
+    )
     mixed_time_steps: bool = field(
         default=False, metadata={"help": "Train it for 1, 2, 4, ... up to --num-time-steps, drawn for each batch."}
     )
@@ -99,6 +106,8 @@ class Arguments:
         default=None,
         metadata={"help": "Folder of a student that had stage 1 before; its sizes count, and it takes the time steps."},
     )
+    text_share: float = field(default=1.0, metadata={"help": "Part of the sentences of --text that stage 2 takes."})
+    train_copies: int = field(default=3, metadata={"help": "Of the task's sentences, in a pass over stage 2's text."})
     teacher_steps: int = field(default=1497, metadata={"help": "Of 128 sentences: three passes over SST-2."})
     teacher_lr: float = 3e-5
     stage1_steps: int = field(default=2028, metadata={"help": "The plain teacher's hidden states, on --text."})
@@ -108,6 +117,16 @@ class Arguments:
     tokens_per_step: int = field(default=8192, metadata={"help": "Most tokens of a batch."})
     logging_steps: int = 100
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"--form must be one of {', '.join(FORMS)}, got {self.form}.")
+        if self.form == "one-bit" and self.num_time_steps != 1:
+            raise ValueError(f"--form one-bit has one time step. Leave out --num-time-steps {self.num_time_steps}.")
+        if not 0 <= self.text_share <= 1:
+            raise ValueError(f"--text-share must be from 0 to 1, got {self.text_share}.")
+        if self.train_copies < 1:
+            raise ValueError(f"--train-copies must be at least 1, got {self.train_copies}.")
 
 
 def main(args: Arguments) -> None:
@@ -127,11 +146,13 @@ def main(args: Arguments) -> None:
     unlabelled = other_sentences(args, text)
     rows = [tokenize(split, tokenizer, BUCKETS[-1]) for split in (text.train, text.validation, unlabelled)]
     task_ids, _, other_ids = (split.select_columns("input_ids") for split in rows)
-    rows.append(concatenate_datasets([other_ids, *[task_ids] * COPIES_OF_TRAIN]))
+    share = other_ids.shuffle(seed=args.seed).select(range(round(args.text_share * len(other_ids))))
+    rows.append(concatenate_datasets([share.flatten_indices(), *[task_ids] * args.train_copies]))
     train, validation, general, mixed = (
         Sentences(split, tokenizer.pad_token_id, args.tokens_per_step) for split in rows
     )
-    print(f"{len(rows[0])} labelled sentences, {len(rows[1])} to validate, {len(rows[2])} without labels.", flush=True)
+    counts = [len(split) for split in rows]
+    print("{} labelled sentences, {} to validate, {} without labels; stage 2 has {}.".format(*counts), flush=True)
 
     # The teacher learns the task. The student starts from what it was before, which teaches stage 1, too.
     set_seed(args.seed)
@@ -180,6 +201,7 @@ def main(args: Arguments) -> None:
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
     results |= {"device": device, "torch": torch.__version__, "arguments": asdict(args), "losses": losses}
     (folder / "student" / "results.json").write_text(json.dumps(results, indent=2))
+    record_run(folder / "student", ["python", "examples/train_on_gpu.py", *sys.argv[1:]], args.seed, DEVICE)
     print(f"{folder / 'student'}: the student")
 
 
@@ -289,11 +311,18 @@ def make_student(
         if own.shape[1] != words.embedding_dim:  # the way back to the teacher's embeddings
             projections.embeddings.weight.data = torch.linalg.lstsq(own, words.weight.detach()).solution.T.contiguous()
         return student.to(DEVICE), projections.to(DEVICE)
-    sizes = {name: getattr(args, name) for name in ("num_hidden_layers", "hidden_size", "num_time_steps")}
+    sizes: dict[str, Any] = {
+        name: getattr(args, name) for name in ("num_hidden_layers", "hidden_size", "num_time_steps")
+    }
     sizes["intermediate_size"] = 4 * args.hidden_size
     if args.num_time_steps == 1:  # a membrane that is used once has nothing to forget
         sizes["tau"] = 1
+    if args.form == "published":
+        reference = SpikeBertConfig.reference()
+        sizes |= {name: getattr(reference, name) for name in ("variant", "num_attention_heads")}
     student = SpikeBertForSequenceClassification(SpikeBertConfig(**inherited_fields(teacher, sizes)))
+    if args.form == "one-bit":
+        dense_twin(student)
     projections = new_projections(student, teacher)
     if args.hidden_size < words.embedding_dim:
         start_narrower(student, projections, teacher, text.token_counts(words.num_embeddings))
@@ -346,9 +375,9 @@ def start_narrower(
     projections.embeddings.weight.copy_(basis)
     embeddings = student.base_model.embeddings
     embeddings.word_embeddings.weight.copy_(words.weight @ basis)
-    if positions is not None:
+    if positions is not None and embeddings.position_embeddings is not None:
         embeddings.position_embeddings.weight.copy_(positions.weight[first_position_of(positions) :] @ basis)
-    if types is not None:
+    if types is not None and embeddings.token_type_embeddings is not None:
         embeddings.token_type_embeddings.weight.copy_(types.weight @ basis)
 
 
@@ -377,6 +406,7 @@ def distillation_losses(
     taught = Teacher(teacher, uniform_layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers))
     words = teacher.get_input_embeddings()
     variance = words.weight.float().var()
+    membrane = student.config.variant == "membrane"  # as published, padding counts
 
     def losses_of(ids: Tensor, mask: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -389,7 +419,8 @@ def distillation_losses(
                 "embeddings": embedding_loss(embeddings, words(ids).float(), mask, variance).mean(),
             }
             if with_logits:
-                features = masked_mean(student.norm(outputs.hidden_states_per_step), mask)  # [T, B, D]
+                features = student.norm(outputs.hidden_states_per_step)
+                features = masked_mean(features, mask if membrane else None)  # [T, B, D]
                 counts = torch.arange(1, steps + 1, device=DEVICE)[:, None, None]
                 scores = student.classifier(student.dropout(features.cumsum(0) / counts)).float()  # [T, B, C]
                 wanted, first = targets.logits.float(), 0 if after_every_step else -1

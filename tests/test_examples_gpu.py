@@ -16,8 +16,15 @@ from transformers import BertTokenizerFast, MPNetConfig, MPNetModel, pipeline
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
 
-SCRIPT = str(Path(__file__).parent.parent / "examples" / "train_on_gpu.py")
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPT = str(EXAMPLES / "train_on_gpu.py")
 UNK, PAD = 0, 1  # as MPNet has them: its positions count from 2
+
+
+@pytest.fixture(autouse=True)
+def other_examples(monkeypatch):
+    """As for a script that is started by its name."""
+    monkeypatch.syspath_prepend(EXAMPLES)
 
 
 def sentence(words: random.Random, label: int) -> str:
@@ -41,7 +48,8 @@ def data(tmp_path_factory) -> dict[str, str]:
         labels = [i % 2 for i in range(count)]
         rows = {"text": [sentence(words, label) for label in labels], "label": [("bad", "good")[i] for i in labels]}
         Dataset.from_dict(rows).to_parquet(folder / f"{name}.parquet")
-    return {name: str(folder / f"{name}.parquet") for name in ("train", "validation", "text")} | {
+    Dataset.from_dict(rows | {"label": labels}).to_parquet(folder / "numbered.parquet")
+    return {name: str(folder / f"{name}.parquet") for name in ("train", "validation", "text", "numbered")} | {
         "teacher": str(folder / "mpnet")
     }
 
@@ -69,8 +77,9 @@ def train(monkeypatch, data: dict[str, str], folder: Path, **options: Any) -> di
     return json.loads((folder / "student" / "results.json").read_text())
 
 
-def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypatch):
+def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypatch, capsys):
     results = train(monkeypatch, data, tmp_path / "first")
+    assert "64 labelled sentences, 32 to validate, 96 without labels; stage 2 has 288." in capsys.readouterr().out
     for training, loss in (("teacher", "labels"), ("stage 1", "hidden_states"), ("stage 2", "hidden_states")):
         log = results["losses"][training]
         assert [row["step"] for row in log] == list(range(8, log[-1]["step"] + 1, 8))
@@ -101,8 +110,43 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
     assert third["losses"].keys() == {"stage 2"}
     assert json.loads((tmp_path / "third" / "student" / "config.json").read_text())["num_time_steps"] == 4
 
+    # And is given away, with fewer of them
+    release = {"run": tmp_path / "third" / "student", "folder": tmp_path / "release", "num-time-steps": 1}
+    release |= {"teacher": tmp_path / "first" / "teacher", "validation-file": data["numbered"], "max-length": 32}
+    monkeypatch.setattr(sys, "argv", ["release.py", *flags(**release)])
+    runpy.run_path(str(EXAMPLES / "release.py"), run_name="__main__")
+    assert SpikeBertForSequenceClassification.from_pretrained(tmp_path / "release").config.num_time_steps == 1
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert "- command: `python examples/train_on_gpu.py --teacher teacher" in card
+    assert "its number of time steps 1" in card
+
     with pytest.raises(SystemExit, match=r"first exists already\. Remove it, or pass another --output-dir\."):
         train(monkeypatch, data, tmp_path / "first")
+
+
+@pytest.mark.parametrize(("form", "variant", "steps"), [("published", "published", 2), ("one-bit", "membrane", 1)])
+def test_other_forms_and_other_shares_of_text(data, tmp_path, monkeypatch, capsys, form, variant, steps):
+    few = {"teacher-steps": 2, "stage1-steps": 24, "stage2-steps": 2, "text-share": 0.25, "train-copies": 5}
+    results = train(monkeypatch, data, tmp_path / form, **few, form=form, num_time_steps=steps)
+    assert "stage 2 has 344." in capsys.readouterr().out  # 24 sentences, and 64 of the task 5 times
+    config = SpikeBertConfig.from_pretrained(tmp_path / form / "student")
+    assert (config.variant, config.num_time_steps) == (variant, steps)
+    log = results["losses"]["stage 1"]
+    assert log[-1]["hidden_states"] < log[0]["hidden_states"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "dense"}, "--form must be one of membrane, published, one-bit, got dense"),
+        ({"form": "one-bit", "num-time-steps": 4}, "--form one-bit has one time step"),
+        ({"text-share": 2}, r"--text-share must be from 0 to 1, got 2\.0"),
+        ({"train-copies": 0}, "--train-copies must be at least 1, got 0"),
+    ],
+)
+def test_options_that_do_not_fit(data, tmp_path, monkeypatch, options, message):
+    with pytest.raises(SystemExit, match=message):
+        train(monkeypatch, data, tmp_path / "out", **options)
 
 
 def test_the_first_of_several_time_steps_computes_what_the_only_one_did():

@@ -182,7 +182,9 @@ def run(
 ) -> None:
     plain = args.stage == "task" and (model_args.teacher is None or model_args.from_scratch)
     trainer = (fine_tuning if plain else distillation)(model_args, data_args, args)
-    record_run(arguments, args)
+    if args.process_index == 0:
+        command = ["spikebert", "distill", *arguments]
+        record_run(Path(str(args.output_dir)), command, args.seed, args.device, args.world_size)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
@@ -238,22 +240,20 @@ def read_recipe(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return read_recipe(file.parent / base, above) | recipe
 
 
-def record_run(arguments: list[str], args: DistillationTrainingArguments) -> None:
+def record_run(folder: Path, command: list[str], seed: int, device: torch.device, processes: int = 1) -> None:
     """Writes `run.json`: what it takes to do this run again."""
-    if args.process_index == 0:
-        run = {
-            "command": shlex.join(["spikebert", "distill", *map(without_folders, arguments)]),
-            "seed": args.seed,
-            "python": platform.python_version(),
-            "versions": {name: version(name) for name in RECORDED_PACKAGES},
-            "machine": platform.machine(),
-            "device": torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type,
-            "processes": args.world_size,
-            "threads": torch.get_num_threads(),
-        }
-        folder = Path(str(args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+    run = {
+        "command": shlex.join(map(without_folders, command)),
+        "seed": seed,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in RECORDED_PACKAGES},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n")
 
 
 def without_folders(argument: str) -> str:
