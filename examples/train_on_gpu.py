@@ -23,6 +23,7 @@ In these runs schedules followed the clock; the numbers of steps are those that 
 Splitting and tokenising the text comes first and takes minutes on the CPU.
 
     OUTPUT_DIR/teacher   the fine-tuned teacher, a transformers model
+    OUTPUT_DIR/stage1    the student between the stages, from which `--student` goes on: with another seed or task
     OUTPUT_DIR/student   the student, its tokenizer, results.json with what was measured and all losses, and run.json,
                          from which `examples/release.py` makes its card
 """
@@ -47,6 +48,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from one_bit_bert import dense_twin
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -62,6 +64,7 @@ from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassificati
 from modeling_spikebert.commands.distill import record_run
 from modeling_spikebert.data import LabelledText, load_labelled, load_task, load_unlabelled, match_labels, tokenize
 from modeling_spikebert.data.augmentation import sentences_of
+from modeling_spikebert.distillation import PROJECTIONS_NAME
 from modeling_spikebert.distillation.layer_maps import uniform_layer_map
 from modeling_spikebert.distillation.losses import embedding_loss, hidden_state_loss, logit_loss
 from modeling_spikebert.distillation.projections import FeatureProjections
@@ -104,7 +107,10 @@ class Arguments:
     )
     student: str | None = field(
         default=None,
-        metadata={"help": "Folder of a student that had stage 1 before; its sizes count, and it takes the time steps."},
+        metadata={
+            "help": "Folder of a student that had stage 1 before, such as OUTPUT_DIR/stage1; its sizes and variant "
+            "count, and it takes the time steps."
+        },
     )
     text_share: float = field(default=1.0, metadata={"help": "Part of the sentences of --text that stage 2 takes."})
     train_copies: int = field(default=3, metadata={"help": "Of the task's sentences, in a pass over stage 2's text."})
@@ -182,6 +188,10 @@ def main(args: Arguments) -> None:
         most = student.config.num_time_steps
         drawn = time_steps_up_to(most) if args.mixed_time_steps else [most]
         losses[stage] = run(stage, [student, projections], losses_of, data.forever(), steps, lr, time_steps=drawn)
+        if stage == "stage 1":
+            student.save_pretrained(folder / "stage1")
+            save_file(projections.state_dict(), folder / "stage1" / PROJECTIONS_NAME)
+            tokenizer.save_pretrained(folder / "stage1")
 
     # What it is worth, in float32
     outputs = outputs_of(student, validation, output_firing_rates=True)
@@ -306,9 +316,13 @@ def make_student(
             args.student, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
         )
         student = with_time_steps(student, args.num_time_steps)
+        if args.form == "one-bit":
+            dense_twin(student)
         projections = new_projections(student, teacher)
         own = student.get_input_embeddings().weight.detach()
-        if own.shape[1] != words.embedding_dim:  # the way back to the teacher's embeddings
+        if (Path(args.student) / PROJECTIONS_NAME).is_file():
+            projections.load(Path(args.student) / PROJECTIONS_NAME)
+        elif own.shape[1] != words.embedding_dim:  # the way back to the teacher's embeddings
             projections.embeddings.weight.data = torch.linalg.lstsq(own, words.weight.detach()).solution.T.contiguous()
         return student.to(DEVICE), projections.to(DEVICE)
     sizes: dict[str, Any] = {

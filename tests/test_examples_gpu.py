@@ -11,8 +11,9 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import CODE_FILES, flags
+from safetensors.torch import load_file
 from tiny_training import VOCABULARY
-from transformers import BertTokenizerFast, MPNetConfig, MPNetModel, pipeline
+from transformers import BertTokenizerFast, MPNetConfig, MPNetForSequenceClassification, MPNetModel, pipeline
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
 
@@ -103,6 +104,16 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
     assert second["losses"].keys() == {"stage 1", "stage 2"}
     assert second["teacher_accuracy"] == results["teacher_accuracy"]
     assert second["losses"]["stage 1"][0]["embeddings"] < 0.05
+
+    # Stage 2 alone, with the projections of stage 1
+    example, stage1 = runpy.run_path(SCRIPT), tmp_path / "first" / "stage1"
+    alone = {"teacher": str(tmp_path / "first" / "teacher"), "student": str(stage1), "stage2-steps": 8}
+    once_more = train(monkeypatch, data, tmp_path / "once more", **alone, seed=7)
+    assert once_more["losses"].keys() == {"stage 2"}
+    args = example["Arguments"](alone["teacher"], [data["text"]], "", student=alone["student"])
+    teacher = MPNetForSequenceClassification.from_pretrained(alone["teacher"])
+    projections = example["make_student"](args, teacher, None)[1].state_dict()
+    torch.testing.assert_close(projections, load_file(stage1 / "projections.safetensors"), rtol=0, atol=0)
 
     # It goes on with several time steps
     more = {"teacher": tmp_path / "first" / "teacher", "student": folder, "num-time-steps": 4, "stage2-steps": 8}
