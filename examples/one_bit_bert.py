@@ -1,7 +1,9 @@
 """The dense twin of a SpikeBERT: the same weights, taught by the same recipe, with signs for spikes and a softmax.
 
+    python examples/one_bit_bert.py --stage general --teacher runs/bert --train-file text.txt \
+        --student-config '{"num_hidden_layers": 6, "num_time_steps": 1}' --output-dir runs/one_bit/stage1
     python examples/one_bit_bert.py --teacher runs/teacher --train-file train.csv --validation-file validation.csv \
-        --student-config '{"num_hidden_layers": 6, "num_time_steps": 1}' --output-dir runs/one_bit
+        --model-name-or-path runs/one_bit/stage1 --output-dir runs/one_bit/stage2
 
 A neuron of one time step is a one-bit activation, 0 or 1. In its place this has what a one-bit BERT (BinaryBERT, BiT)
 has: -1 or 1, and attention weights from a softmax. So a reader sees what spikes cost, or give, at one bit. Options are

@@ -47,7 +47,7 @@ def test_padding_takes_no_part():
     torch.testing.assert_close(together[:1], model(ids[:1]).logits)
 
 
-def test_it_learns_from_a_teacher(tmp_path):
+def test_it_learns_from_a_teacher_in_both_stages(tmp_path, capsys):
     tiny_tokenizer().save_pretrained(tmp_path / "teacher")
     teacher = tiny_teacher(BertForSequenceClassification, **BERT_SIZES)
     teacher.save_pretrained(tmp_path / "teacher")
@@ -57,12 +57,8 @@ def test_it_learns_from_a_teacher(tmp_path):
     table = Dataset.from_dict({"text": rows, "label": [names[i % len(names)] for i in range(16)]})
     table.to_csv(tmp_path / "train.csv")
     table.select(range(4)).to_csv(tmp_path / "validation.csv")
-    options = {
+    common = {
         "teacher": tmp_path / "teacher",
-        "train_file": tmp_path / "train.csv",
-        "validation_file": tmp_path / "validation.csv",
-        "student_config": json.dumps({"num_hidden_layers": 1, "num_time_steps": 1}),
-        "output_dir": tmp_path / "twin",
         "max_steps": 20,
         "logging_steps": 5,
         "learning_rate": 1e-2,
@@ -70,7 +66,14 @@ def test_it_learns_from_a_teacher(tmp_path):
         "disable_tqdm": True,
         "report_to": "none",
     }
-    metrics = EXAMPLE["main"](flags(**options))
+    new = {"student_config": json.dumps({"num_hidden_layers": 1, "num_time_steps": 1})}
+    text = {"stage": "general", "train_file": tmp_path / "train.csv"}
+    assert EXAMPLE["main"](flags(**common, **new, **text, output_dir=tmp_path / "stage1")) == {}
+
+    files = {"train_file": tmp_path / "train.csv", "validation_file": tmp_path / "validation.csv"}
+    stage1 = {"model_name_or_path": tmp_path / "stage1", "output_dir": tmp_path / "twin"}
+    metrics = EXAMPLE["main"](flags(**common, **files, **stage1))
+    assert f"Projections: those of {tmp_path / 'stage1'}." in capsys.readouterr().out
     assert 0 <= metrics["eval_accuracy"] <= 1
     state = json.loads((tmp_path / "twin" / "eval_results.json").read_text())
     assert state["eval_loss_hidden_states"] == pytest.approx(metrics["eval_loss_hidden_states"])
