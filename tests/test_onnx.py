@@ -53,14 +53,14 @@ def batch(model, size: int, length: int, pad_left: bool = False) -> dict[str, to
 
 
 def computed(
-    model, int8: bool, inputs: dict[str, torch.Tensor], operators: bool = False, num_threads: int = 1
+    model, int8: bool, inputs: dict[str, torch.Tensor], operators: bool = False, with_spikes: bool = False
 ) -> dict[str, torch.Tensor]:
     """Outputs of the graph: by standard operators, or by those of the package."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = 1
     if operators:
         options.register_custom_ops_library(str(spike_operators()))
-    session = onnxruntime.InferenceSession(build(model, int8).SerializeToString(), options)
+    session = onnxruntime.InferenceSession(build(model, int8, with_spikes).SerializeToString(), options)
     names = [tensor.name for tensor in session.get_outputs()]
     outputs = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
     return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
@@ -119,6 +119,26 @@ def test_unsure_sentences_get_more_steps(num_labels, problem_type, int8, operato
         torch.testing.assert_close(outputs["logits"], expected.logits, rtol=1e-4, atol=1e-4)
         taken |= set(expected.exit_steps.tolist())
     assert taken == {1, 2, 3}
+
+
+@forms
+@variants
+def test_spikes_are_those_that_enter_the_blocks(variant, int8, operators):
+    model = model_of(variant, num_time_steps=2, **({"type_vocab_size": 0} if variant == "published" else {}))
+    oracle = rounded(model) if int8 else model
+    seen = []
+    for layer in oracle.spikebert.encoder.layer:
+        layer.attention.query.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    inputs = batch(model, 3, 9)
+    inputs["attention_mask"].fill_(1)  # the model leaves padding out, and packs what is left
+    with torch.no_grad():
+        oracle(**inputs)
+    spikes = computed(model, int8, inputs, operators, with_spikes=True)["spikes"]  # [2, T, B, L, D]
+    for got, want in zip(spikes, seen, strict=True):  # [T, B, L, D] and [T or 1, B * L, D]
+        assert torch.equal(got, want.to(torch.uint8).unflatten(1, (3, 9)).expand_as(got))
+    model.config.exit_threshold = 0.5
+    with pytest.raises(ValueError, match="either spikes or early exit"):
+        build(model, int8, with_spikes=True)
 
 
 def test_branches_share_their_weights():
@@ -237,7 +257,7 @@ def test_a_graph_that_computes_something_else_is_removed(tmp_path, monkeypatch):
     other = model_of(num_time_steps=1)
     with torch.no_grad():
         other.classifier.bias.add_(1)
-    monkeypatch.setattr("modeling_spikebert.export.onnx.build", lambda model, int8: build(other, int8))
+    monkeypatch.setattr("modeling_spikebert.export.onnx.build", lambda model, int8, with_spikes: build(other, int8))
     with pytest.raises(RuntimeError, match=r"model\.onnx does not compute what the model does: 64 of 64 sentences"):
         export_onnx(model_of(num_time_steps=1), tmp_path)
     assert not (tmp_path / "onnx" / "model.onnx").exists()

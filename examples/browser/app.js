@@ -44,7 +44,9 @@ async function load() {
     classes.sort((a, b) => b.score - a.score);
     const perStep = outputs.logits_per_step; // [T, 1, C]
     const steps = perStep && rowsOf(Array.from(perStep.data), logits.length);
-    return { ids, cut, logits, classes, steps, milliseconds: performance.now() - start };
+    const milliseconds = performance.now() - start;
+    const words = ids.map((id) => tokenizer.decode([id]));
+    return { ids, words, cut, logits, classes, steps, spikes: outputs.spikes, milliseconds };
   };
 }
 
@@ -110,6 +112,40 @@ function showSteps(steps, classes) {
   element("chart").replaceChildren(...shapes);
 }
 
+/** Each token a column, each block a band of rows: the darker, the more of a row's neurons fired there. */
+function showSpikes(spikes, words) {
+  element("spikes").hidden = !spikes;
+  if (!spikes) return;
+  const [blocks, steps, , length, width] = spikes.dims; // [N, T, 1, L, D]
+  const [rows, gap] = [Math.min(48, width), 4];
+  const canvas = element("raster");
+  [canvas.width, canvas.height] = [length * steps, blocks * (rows + gap)];
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  for (let block = 0; block < blocks; block++)
+    for (let step = 0; step < steps; step++)
+      for (let token = 0; token < length; token++) {
+        const start = ((block * steps + step) * length + token) * width;
+        for (let neuron = 0; neuron < width; neuron++) {
+          if (!spikes.data[start + neuron]) continue;
+          const y = block * (rows + gap) + Math.floor((neuron * rows) / width);
+          const place = 4 * (y * canvas.width + token * steps + step);
+          image.data.set([0, 114, 178], place); // readable on light and dark
+          image.data[place + 3] = Math.min(255, image.data[place + 3] + 255 * Math.min(1, (2 * rows) / width));
+        }
+      }
+  context.putImageData(image, 0, 0);
+  const fired = spikes.data.reduce((sum, spike) => sum + spike, 0);
+  element("rate").textContent = ((100 * fired) / spikes.data.length).toFixed(1);
+  element("words").replaceChildren(
+    ...words.map((word) => {
+      const label = document.createElement("span");
+      label.textContent = word || "\u00b7";
+      return label;
+    }),
+  );
+}
+
 function showStatus(message, isError = false) {
   element("status").textContent = message;
   element("status").classList.toggle("error", isError);
@@ -124,14 +160,16 @@ function watch(classify) {
     if (!text.trim()) {
       showClasses([]);
       showSteps(undefined, []);
+      showSpikes(undefined, []);
       return showStatus("Write at least one word.");
     }
-    const { ids, cut, classes, steps, milliseconds } = await classify(text);
+    const { ids, words, cut, classes, steps, spikes, milliseconds } = await classify(text);
     times.push(milliseconds);
     if (times.length > KEPT_TIMES) times.shift();
     const median = [...times].sort((a, b) => a - b)[Math.floor(times.length / 2)];
     showClasses(classes);
     showSteps(steps, classes);
+    showSpikes(spikes, words);
     const length = `${ids.length} tokens${cut ? " (cut)" : ""}`;
     showStatus(`${milliseconds.toFixed(1)} ms for ${length}; median of ${times.length}: ${median.toFixed(1)} ms`);
   }

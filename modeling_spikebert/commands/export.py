@@ -37,6 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="P",
         help="a sentence takes no more time steps than its class needs to be this probable; default: the model's",
     )
+    parser.add_argument("--with-spikes", action="store_true", help="a further output, the spikes that enter each block")
     args = parser.parse_args(arguments)
     try:
         if args.num_time_steps is not None:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.model} has no classifier. Export a student that stage 2 has taught.")
         model = SpikeBertForSequenceClassification.from_pretrained(args.model, **options)
         tokenizer = AutoTokenizer.from_pretrained(args.model)
-    checks = export_onnx(model, Path(args.output_dir), tokenizer, tuple(args.precision))
+    checks = export_onnx(model, Path(args.output_dir), tokenizer, tuple(args.precision), args.with_spikes)
     for name, found in checks.items():
         differing = f"{found.num_differing} of 64 sentences differ" if found.num_differing else "64 sentences agree"
         print(

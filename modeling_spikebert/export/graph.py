@@ -94,36 +94,47 @@ class Body(Graph):
         return self.op("Constant", value=numpy_helper.from_array(np.array(value, dtype)))
 
 
-def build(model: SpikeBertForSequenceClassification, int8: bool) -> onnx.ModelProto:
+def build(model: SpikeBertForSequenceClassification, int8: bool, with_spikes: bool = False) -> onnx.ModelProto:
     """The graph of a model in evaluation mode, with the time steps of its config.
 
     Inputs: `input_ids` and `attention_mask`, int64 `[B, L]`, and `token_type_ids` if the model has them. Outputs:
     `logits`, float32 `[B, C]`, and with several time steps `logits_per_step`, `[T, B, C]`: the scores after each step.
-    With `config.exit_threshold` there is `exit_steps` in its place, int64 `[B]`: the steps that a sentence took.
+    With `config.exit_threshold` there is `exit_steps` instead, int64 `[B]`: the steps that a sentence took. With spikes
+    also `spikes`, uint8 `[number of blocks, T, B, L, D]`: what enters each block.
+
+    Raises:
+        ValueError: spikes are asked for with early exit, where a sentence has no fixed number of steps.
     """
+    if with_spikes and model.config.exit_threshold is not None:
+        raise ValueError("A graph gives either spikes or early exit. Set `exit_threshold` to None.")
     config: Any = model.config
     functions: dict[tuple[str, str], Any] = {}
     graph = Graph(functions if int8 else None)
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if config.type_vocab_size else [])]
     given = {name: name for name in inputs}
     if config.exit_threshold is None:
-        results = {"logits": "logits"}
-        scores = _scores_per_step(graph, model, given, config.num_time_steps, int8)
+        scores, spikes = _scores_per_step(graph, model, given, config.num_time_steps, int8)
+        results = {"logits": graph.op("Gather", scores, graph.constant(-1, np.int64), axis=0)}
         if config.num_time_steps > 1:
             results["logits_per_step"] = scores
-        results["logits"] = graph.op("Gather", scores, graph.constant(-1, np.int64), axis=0)
+        if with_spikes:
+            same = graph.integers(1, config.num_time_steps, 1, 1, 1)  # as published the first ones, at each step
+            each = [graph.op("Expand", graph.op("Unsqueeze", x, graph.integers(0)), same) for x in spikes]
+            results["spikes"] = graph.cast(graph.op("Concat", *each, axis=0), TensorProto.UINT8)
     else:
         results = dict(zip(("logits", "exit_steps"), _cascade(graph, model, given, 1, int8), strict=True))
     for name, value in results.items():
         graph.nodes.append(helper.make_node("Identity", [value], [name]))
-    types = {name: TensorProto.INT64 if name == "exit_steps" else TensorProto.FLOAT for name in results}
+    types = {"exit_steps": TensorProto.INT64, "spikes": TensorProto.UINT8}
+    steps = config.num_time_steps
     shapes = {"logits": ["batch", config.num_labels], "exit_steps": ["batch"]}
-    shapes["logits_per_step"] = [config.num_time_steps, *shapes["logits"]]
+    shapes["logits_per_step"] = [steps, *shapes["logits"]]
+    shapes["spikes"] = [config.num_hidden_layers, steps, "batch", "length", config.hidden_size]
     proto = helper.make_graph(
         graph.nodes,
         "SpikeBERT",
         [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs],
-        [helper.make_tensor_value_info(name, types[name], shapes[name]) for name in results],
+        [helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), shapes[name]) for name in results],
         list(graph.constants.values()),
     )
     return helper.make_model(
@@ -142,7 +153,7 @@ def _cascade(graph: Graph, model: Any, inputs: dict[str, str], steps: int, int8:
         scores `[B, C]`, and with how many time steps they were computed, `[B]`.
     """
     last, minus_one = graph.constant(-1, np.int64), graph.integers(-1)
-    scores = graph.op("Gather", _scores_per_step(graph, model, inputs, steps, int8), last, axis=0)
+    scores = graph.op("Gather", _scores_per_step(graph, model, inputs, steps, int8)[0], last, axis=0)
     shape = graph.op("Shape", scores, start=0, end=1)
     taken = graph.op("Expand", graph.integers(steps), shape)
     if steps == model.config.num_time_steps:
@@ -178,8 +189,8 @@ def _branch(graph: Graph, outputs: list[str]) -> onnx.GraphProto:
     return helper.make_graph(graph.nodes, "branch", [], infos)
 
 
-def _scores_per_step(graph: Graph, model: Any, inputs: dict[str, str], steps: int, int8: bool) -> str:
-    """The scores after each step, `[T, B, C]`."""
+def _scores_per_step(graph: Graph, model: Any, inputs: dict[str, str], steps: int, int8: bool) -> tuple[str, list[str]]:
+    """The scores after each step, `[T, B, C]`, and the spikes that enter each block, `[T, B, L, D]`."""
     published = model.config.variant == "published"
     mask = None if published else graph.cast(inputs["attention_mask"], TensorProto.BOOL)  # published: padding counts
     embeddings = _embeddings(graph, model.spikebert.embeddings, inputs, int8)  # [B, L, D]
@@ -187,10 +198,12 @@ def _scores_per_step(graph: Graph, model: Any, inputs: dict[str, str], steps: in
     if published:
         sign = graph.op("GreaterOrEqual", x, graph.constant(0.0))
         x = graph.cast(sign, TensorProto.FLOAT)
+    seen = []
     for layer in model.spikebert.encoder.layer:
-        x = graph.op("Add", x, _attention(graph, x, mask, layer.attention, steps, int8))
+        seen.append(_before(graph, x, layer.attention.input_neuron, steps))
+        x = graph.op("Add", x, _attention(graph, seen[-1], mask, layer.attention, steps, int8))
         x = graph.op("Add", x, _mlp(graph, x, layer.mlp, steps, int8))
-    return _head(graph, model, x, inputs["attention_mask"], steps, published)
+    return _head(graph, model, x, inputs["attention_mask"], steps, published), seen
 
 
 def _embeddings(graph: Graph, module: Any, inputs: dict[str, str], int8: bool) -> str:
@@ -219,10 +232,9 @@ def _norm(graph: Graph, x: str, norm: Any) -> str:
     return graph.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=norm.eps)
 
 
-def _attention(graph: Graph, x: str, mask: str | None, module: Any, steps: int, int8: bool) -> str:
+def _attention(graph: Graph, spikes: str, mask: str | None, module: Any, steps: int, int8: bool) -> str:
     """What is added to the shortcut, `[T, B, L, D]`."""
     heads, width = module.num_heads, module.output.out_features
-    spikes = _before(graph, x, module.input_neuron, steps)
     linears = [module.query, module.key, module.value]
     neurons = [module.query_neuron, module.key_neuron, module.value_neuron]
     currents = graph.reshape(_linear(graph, spikes, linears, int8), 0, 0, 0, 3, width)  # one product for all three

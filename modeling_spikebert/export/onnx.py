@@ -50,6 +50,7 @@ def export_onnx(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     precisions: tuple[str, ...] = ("float32", "int8"),
+    with_spikes: bool = False,
 ) -> dict[str, OnnxCheck]:
     """Writes `onnx/model.onnx` and `onnx/model_int8.onnx` into a folder, with config and tokenizer beside them.
 
@@ -64,14 +65,15 @@ def export_onnx(
         folder: new, or without `onnx/`.
         tokenizer: is saved beside the model.
         precisions: which files are written.
+        with_spikes: an output `spikes`, uint8 `[number of blocks, T, B, L, D]`: what enters each block.
 
     Returns:
         by precision, what the check of the file found.
 
     Raises:
         TypeError: the model is no `SpikeBertForSequenceClassification`.
-        ValueError: an unknown precision, a layer of another kind, weights in half precision, or there are such files
-            already.
+        ValueError: an unknown precision, a layer of another kind, weights in half precision, spikes with early exit,
+            or there are such files already.
         RuntimeError: a file does not compute what the model does; it is removed.
     """
     if not isinstance(model, SpikeBertForSequenceClassification):
@@ -90,7 +92,7 @@ def export_onnx(
                 f"Only weights in float32 are exported, and {name} has {weight.dtype}. Call model.float()."
             )
     target.mkdir(parents=True, exist_ok=True)
-    checks = {name: _write(model, target / FILES[name], name == "int8") for name in precisions}
+    checks = {name: _write(model, target / FILES[name], name == "int8", with_spikes) for name in precisions}
     config = model.config.to_dict()
     for name in ("quantization_config", "auto_map", "dtype"):
         config.pop(name, None)
@@ -114,8 +116,8 @@ def _check_layers(model: SpikeBertForSequenceClassification) -> None:
             )
 
 
-def _write(model: SpikeBertForSequenceClassification, file: Path, int8: bool) -> OnnxCheck:
-    graph = build(model, int8)
+def _write(model: SpikeBertForSequenceClassification, file: Path, int8: bool, with_spikes: bool) -> OnnxCheck:
+    graph = build(model, int8, with_spikes)
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, file)
     try:
