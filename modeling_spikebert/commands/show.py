@@ -41,23 +41,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="FOLDER", help="folder or Hub name of a SpikeBERT")
     parser.add_argument("--text", required=True, metavar="SENTENCE", help="the sentence")
-    parser.add_argument(
-        "--output-dir", default="pictures", metavar="DIR", help="where the pictures go (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--format", nargs="+", choices=("png", "svg"), default=["png", "svg"], help="file types (default: png svg)"
-    )
     parser.add_argument("--num-time-steps", type=int, metavar="T", help="time steps (default: those of the model)")
     parser.add_argument(
         "--teacher",
         metavar="BERT",
         help="folder or Hub name of a BERT to compare the energy with (default: a BERT of the model's shape)",
     )
-    parser.add_argument(
-        "--file", help="csv, json lines or parquet file with the columns text and label, to measure accuracy on"
+    accuracy = parser.add_argument_group("accuracy")
+    accuracy.add_argument("--file", help="csv, json lines or parquet file with the columns text and label")
+    accuracy.add_argument(
+        "--num-sentences",
+        type=int,
+        default=200,
+        metavar="N",
+        help="how many of its sentences, drawn at random (default: %(default)s)",
     )
-    parser.add_argument(
-        "--num-sentences", type=int, default=200, help="how many of its sentences, at random (default: %(default)s)"
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output-dir", default="pictures", metavar="DIR", help="where the pictures go (default: %(default)s)"
+    )
+    output.add_argument(
+        "--format", nargs="+", choices=("png", "svg"), default=["png", "svg"], help="file types (default: png svg)"
     )
     args = parser.parse_args(arguments)
     try:
