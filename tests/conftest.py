@@ -60,6 +60,7 @@ SLOW = [
     "released",
     "scale",
     "serve",
+    "site",
     "space",
     "streams",
     "style",

@@ -1,4 +1,4 @@
-"""What `docs/energy.md` says is counted, restated by doing it: one sentence after another, one scalar after another.
+"""What `docs/energy_rules.md` says is counted, restated by doing it: sentence after sentence, scalar after scalar.
 
 Every addition and multiplication of the strict account goes through `Operations`, which carries it out and counts it:
 an input 3 of a synapse is three additions of its weight, and the results at the end have to be the model's. Operations

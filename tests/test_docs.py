@@ -51,7 +51,7 @@ def tables_of(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("command", ["spikebert distill", "spikebert augment"])
 def test_every_option_is_in_the_guide(command):
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     expected = tables()[command]
     assert len(expected) > 10
     (table,) = (table for table in tables_of(text) if expected[2] in table)

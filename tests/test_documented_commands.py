@@ -26,7 +26,7 @@ from helpers import CODE_FILES, make_neurons_fire
 from huggingface_hub import constants
 from local_hub import LocalHub
 from published_model import PublishedSpikeBert
-from tiny_training import BERT_SIZES, VOCABULARY, tiny_text
+from tiny_training import BERT_SIZES, VOCABULARY
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -52,7 +52,7 @@ NOT_RUN = {
         "CONTRIBUTING.md",
         "cd examples/checkpoints",
     ): "for a file that is not there yet; test_released.py reads the links",
-    ("docs/training.md", "accelerate launch --config-file"): "needs GPUs; test_scale.py starts two CPU processes",
+    ("docs/long_trainings.md", "accelerate launch --config-file"): "needs GPUs; test_scale.py starts two CPU processes",
     ("docs/deploy.md", 'pip install -c constraints.txt ".[serve]"'): "a server does not end; test_serve.py starts some",
     ("docs/deploy.md", "curl"): "the same",
     ("docs/deploy.md", "apt install wrk"): "minutes; test_benchmarks.py runs it small",
@@ -75,10 +75,12 @@ SHORT = {
 }
 # Files that a page's last readers find.
 LEFT_BEHIND = {
-    "README.md": ["energy.json", "pictures/raster.png", "runs/own/student", "runs/int8", "runs/student"],
+    "README.md": ["energy.json", "pictures/raster.png", "runs/own/student"],
     "docs/deploy.md": ["runs/onnx/onnx/model_int8.onnx"],
     "docs/energy.md": [],
-    "docs/training.md": ["runs/student/model.safetensors", "runs/published/model.safetensors"],
+    "docs/neuromorphic.md": [],
+    "docs/performance.md": ["runs/int8/config.json"],
+    "docs/training.md": [f"runs/{name}/model.safetensors" for name in ("student", "from_python", "published")],
 }
 
 pytestmark = pytest.mark.filterwarnings(
@@ -162,10 +164,6 @@ def folder(hub_cache, tmp_path, monkeypatch) -> Path:
 def names_before(page: str) -> dict[str, Any]:
     """What the code of a page takes as given."""
     bert = "google-bert/bert-base-uncased"
-    if page == "README.md":
-        teacher = BertForSequenceClassification.from_pretrained(bert)
-        rows = {"train": tiny_text(labels=lambda i: i % 2), "validation": tiny_text(6, 1, labels=lambda i: i % 2)}
-        return {"teacher": teacher, "tokenizer": AutoTokenizer.from_pretrained(bert), **rows}
     if page == "docs/energy.md":
         model = SpikeBertForSequenceClassification.from_teacher(BertForSequenceClassification.from_pretrained(bert))
         return {"model": model, "tokenizer": AutoTokenizer.from_pretrained(bert), "sentences": ["word1", "word2 word3"]}

@@ -1,4 +1,5 @@
-"""Counts what a model computes on given sentences, layer by layer, with forward hooks; `docs/energy.md` has the rules.
+"""Counts what a model computes on given sentences, layer by layer, with forward hooks, by the rules of
+`docs/energy_rules.md`.
 
 Everything is summed over the sentences of all batches and stays a whole number; `report.py` divides and prices it.
 Padding counts where the model counts it (the published variant), else a sentence costs what it costs alone.
