@@ -38,7 +38,9 @@ def dequantized_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, wei
 
 
 def int8_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor) -> Tensor | None:
-    """`[..., K]` to bfloat16 `[..., M]` on a CPU: exact sums of products, rounded once.
+    """`[..., K]` to `[..., M]` in float32 on a CPU, or in bfloat16 where scales are in half precision.
+
+    Sums are exact, and rounded once.
 
     None if the input is not whole numbers from 0 to 255.
     """
@@ -52,7 +54,7 @@ def int8_product(spikes: Tensor, weight: Tensor, bias: Tensor | None, weight_sca
         *_packed(weight, bias, weight_scale),
         1.0,  # scale and zero point of the output
         0,
-        torch.bfloat16,
+        torch.float32 if weight_scale.dtype == torch.float32 else torch.bfloat16,
         "none",
         [],
         "",

@@ -65,10 +65,10 @@ def test_products_of_bytes_equal_those_of_the_rounded_weights(largest, bias):
     spikes = torch.randint(0, largest + 1, (2, 5, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     offset = weight_of(1, 6, seed=1)[0] if bias else None
     result = int8_product(spikes, weight, offset, scale)
-    assert result.dtype == torch.bfloat16
+    assert result.dtype == torch.float32
     expected = spikes.double() @ (weight.double() * scale.double().unsqueeze(1)).t()
     expected = expected if offset is None else expected + offset.double()
-    torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(dequantized_product(spikes.double(), weight, offset, scale), expected)
 
 
@@ -121,7 +121,7 @@ def test_saved_as_safetensors_and_loaded_as_it_was(folder, tmp_path):
 @torch.no_grad()
 def test_dequantized_model_is_that_of_the_rounded_weights(folder):
     model = SpikeBertForSequenceClassification.from_pretrained(folder, quantization_config=CONFIG)
-    with fast_forms(False):  # whose currents are not rounded to bfloat16
+    with fast_forms(False):
         expected = model(IDS, attention_mask=MASK).logits
     model.dequantize()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -166,15 +166,13 @@ def test_int8_in_the_file_alone(folder, tmp_path):
 @pytest.mark.parametrize("exit_threshold", [None, 0.6])
 @modes
 @torch.no_grad()
-def test_products_of_bytes_equal_floats_with_currents_in_bfloat16(tmp_path, mode, exit_threshold):
+def test_products_of_bytes_give_the_scores_of_the_naive_form(tmp_path, mode, exit_threshold):
     tiny_model(SpikeBertForSequenceClassification, mode, torch.float32).save_pretrained(tmp_path)
     model = SpikeBertForSequenceClassification.from_pretrained(
         tmp_path, quantization_config=CONFIG, exit_threshold=exit_threshold
     )
     outputs = model(IDS, attention_mask=MASK)
     assert forms_that_ran()["spike_linear"].startswith("int8")
-    for linear in linears_of(model).values():
-        linear.register_forward_hook(lambda module, args, output: output.bfloat16())
     with fast_forms(False):
         naive = model(IDS, attention_mask=MASK)
     torch.testing.assert_close(outputs.logits, naive.logits, rtol=1e-4, atol=1e-4)
