@@ -44,7 +44,7 @@ def box(axes: Axes, x: float, y: float, text: str, width: float = 1.3, height: f
 
 def arrow(axes: Axes, *points: tuple[float, float], color: str = INK) -> None:
     """Through the points; spikes are blue, real values black."""
-    for start, end in pairwise(points):
+    for start, end in pairwise(points[:-1]):
         axes.plot(*zip(start, end, strict=True), color=color, lw=1.5, solid_capstyle="round")
     style = {"arrowstyle": "-|>", "color": color, "lw": 1.5, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", points[-1], points[-2], arrowprops=style)
