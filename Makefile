@@ -17,7 +17,7 @@ test:  ## all tests, with format, lint and types
 	pytest
 
 docs:  ## the site, with warnings as errors
-	mkdocs build --strict
+	sphinx-build -W -q -c docs . site
 
 bench:  ## time and memory on this machine: inference and training
 	python examples/benchmarks/inference.py

@@ -73,6 +73,8 @@ docs/architecture
 
 CONTRIBUTING
 CHANGELOG
+RELEASE
+SECURITY
 examples/checkpoints/*/README
 examples/*/README
 ```
@@ -83,6 +85,7 @@ myst_heading_anchors = 4  # named as on a forge
 suppress_warnings = ["myst.header"]
 
 default_role = "code"  # docstrings are written with single backticks, as in Markdown
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -118,5 +121,6 @@ def visit_inline(translator: Any, node: nodes.math) -> None:
 
 
 def visit_block(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(convert(node.astext(), display="block"))
+    equation = convert(node.astext(), display="block")
+    translator.body.append(f'<div style="overflow: auto hidden; padding: 0.5em 0">{equation}</div>')
     raise nodes.SkipNode
