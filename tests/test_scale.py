@@ -41,6 +41,7 @@ def distill(output: str, batch_size: int, **options: object) -> list[str]:
         "save_steps": 3,
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
+        "adam_epsilon": 1e-4,  # Adam divides by a gradient's size: with 1e-8, rounding of one near 0 becomes a step
         "report_to": "tensorboard",
         "disable_tqdm": True,
     }
