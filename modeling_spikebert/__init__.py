@@ -1,9 +1,9 @@
 """SpikeBERT: a spiking Transformer for language, taught by BERT in two stages of knowledge distillation."""
 
-from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .lazy import lazily
 from .registration import register
 
 if TYPE_CHECKING:
@@ -25,21 +25,15 @@ __all__ = [
 
 register()
 
-# Imported when first used: torch and transformers take seconds, the trainer brings in accelerate and datasets.
-_MODULES = {
-    "DistillationTrainer": ".distillation",
-    "DistillationTrainingArguments": ".distillation",
-    "SpikeBertConfig": ".configuration_spikebert",
-    "SpikeBertForSequenceClassification": ".modeling_spikebert",
-    "SpikeBertModel": ".modeling_spikebert",
-    "export_onnx": ".export",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        ".configuration_spikebert": ("SpikeBertConfig",),
+        ".distillation": ("DistillationTrainer", "DistillationTrainingArguments"),
+        ".export": ("export_onnx",),
+        ".modeling_spikebert": ("SpikeBertForSequenceClassification", "SpikeBertModel"),
+    },
+)
 
 
 def __dir__() -> list[str]:

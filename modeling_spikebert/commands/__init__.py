@@ -4,9 +4,10 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
-from .exits import did_you_mean, exits
+from ..console.text import did_you_mean
+from .exits import exits
 
-# Name of a command, which is the module next to this one that runs it, and what it does.
+# Name of a command, and what it does. Its options are in `options`, and a module next to this one runs it.
 COMMANDS = {
     "quickstart": "train a spiking student from a real BERT in two stages, compare and classify",
     "distill": "train one stage with all options, or fine-tune a model without a teacher",
@@ -42,4 +43,5 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"spikebert: no command {name!r}{hint}", file=sys.stderr)
         sys.exit(2)
     with exits(f"spikebert {name}", INTERRUPTED.get(name, "interrupted.")):
-        import_module(f".{name}", __name__).main(rest)  # only now: what they import takes seconds
+        options = import_module(f".options.{name}", __name__).parse(rest)  # before what the command imports: seconds
+        import_module(f".{name}", __name__).run(options)

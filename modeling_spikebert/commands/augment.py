@@ -2,72 +2,26 @@
 
 The teacher labels them."""
 
+import argparse
 import os
 import signal
 from collections import Counter
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
 
 from datasets import ClassLabel, Dataset
 
+from ..console.loudness import set_loudness
+from ..console.text import align
 from ..data import DataError
-from ..data.augmentation import AugmentationSettings, MaskedLanguageModel, augment, sentences_of
+from ..data.augmentation import MaskedLanguageModel, augment, sentences_of
+from ..data.settings import AugmentationSettings
 from ..data.streams import open_rows
 from ..data.texts import has_text, read_table, select_columns
 from ..hub.fetching import reach_hub
-from .options import DataclassParser, check_at_least
+from .options.augment import AugmentArguments
 
 SHUFFLE_BUFFER_SIZE = 10_000  # texts from which the next one is drawn
-
-
-@dataclass
-class AugmentArguments:
-    train_file: str = field(
-        metadata={"help": "csv, json lines or parquet file, or name:split on the Hub; nothing else gives words."}
-    )
-    output_file: str = field(metadata={"help": "The parquet file to write."})
-    validation_file: str | None = field(
-        default=None, metadata={"help": "The same as --train-file; copies that equal one of its sentences are dropped."}
-    )
-    text_column: str = field(default="text", metadata={"help": "Column of the text."})
-    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second sentence of pairs."})
-    label_column: str = field(default="label", metadata={"help": "Column of the label."})
-    masked_lm: str | None = field(
-        default=None,
-        metadata={"help": "Folder or Hub name of a masked language model that replaces words; with --p-mlm."},
-    )
-    sentences_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Text of the same domain without labels, whose sentences are added: a file, folder or pattern, or "
-            "name:split on the Hub."
-        },
-    )
-    num_sentences: int = field(default=100_000, metadata={"help": "Sentences that are added from --sentences-file."})
-    num_proc: int = field(default=1, metadata={"help": "Processes. The copies do not depend on it."})
-
-    def __post_init__(self) -> None:
-        check_at_least(1, self, "num_proc", "num_sentences")
-        output = Path(self.output_file)
-        if output.suffix.lower() != ".parquet":
-            raise ValueError(f"{output}: the output is a parquet file. Name it so: {output.with_suffix('.parquet')}.")
-        for source in (self.train_file, self.validation_file, self.sentences_file):
-            if source is not None and Path(source).resolve() == output.resolve():
-                raise ValueError(f"{output} is read. Choose another --output-file.")
-        if not output.parent.is_dir():
-            raise ValueError(f"{output.parent}: no such folder. Make it first.")
-
-
-def main(arguments: list[str]) -> None:
-    parser = DataclassParser(
-        cast(Any, (AugmentArguments, AugmentationSettings)), prog="spikebert augment", description=__doc__
-    )
-    args, settings = parser.parse_args_into_dataclasses(arguments)
-    if args.num_proc > 1 and hasattr(os, "register_at_fork"):
-        keep_children_quiet()
-    run(args, settings)
 
 
 def keep_children_quiet() -> None:
@@ -86,8 +40,12 @@ def keep_children_quiet() -> None:
     os.register_at_fork(before=hold, after_in_parent=go_on, after_in_child=ignore)
 
 
-def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
+def run(options: argparse.Namespace) -> Dataset:
     """Reads, makes copies, writes the file and prints what is in it."""
+    set_loudness(options.verbose)
+    args, settings = options.augment, options.settings
+    if args.num_proc > 1 and hasattr(os, "register_at_fork"):
+        keep_children_quiet()
     train = _read(args.train_file, args, {"label": args.label_column})
     _check_labels(train, args)
     validation = None if args.validation_file is None else _read(args.validation_file, args, {})
@@ -98,12 +56,11 @@ def run(args: AugmentArguments, settings: AugmentationSettings) -> Dataset:
 
     _write(table, Path(args.output_file))
     counts = Counter(table["kind"])
-    width = max(map(len, counts))
-    print(f"{args.output_file}: {len(table)} rows")
-    for kind, count in counts.most_common():
-        print(f"  {kind:{width}} {count:9}")
-    print(f"Dropped: {dropped['duplicates']} duplicates", end="")
-    print("." if validation is None else f", {dropped['validation']} that equal a validation sentence.")
+    print("\n".join(align([["kind", "rows"], *([kind, f"{count:,}"] for kind, count in counts.most_common())])))
+    print(f"Dropped: {dropped['duplicates']:,} duplicates", end="")
+    print("." if validation is None else f", {dropped['validation']:,} that equal a validation sentence.")
+    print(f"Written: {args.output_file}, {len(table):,} rows.")
+    print(f"Next, stage 2: spikebert distill --teacher BERT --train-file {args.output_file} --validation-file FILE ...")
     return table
 
 

@@ -20,15 +20,16 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..configuration_spikebert import SpikeBertConfig
+from ..console.loudness import set_loudness
 from ..distillation import PROJECTIONS_NAME
 from ..distillation.projections import ATTRIBUTE, FeatureProjections
 from ..hub import model_card
 from ..hub.fetching import loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel
-from .options import OptionParser, check_new_folder
+from .options import check_new_folder
+from .options.convert import OPTIONAL, REQUIRED
 
 # Published module to ours, None where it is dropped; `{i}` is the block. Each has a weight and, but for `emb`, a bias.
 ENCODER = {
@@ -63,44 +64,10 @@ NAMES: dict[str, dict[str, str | None]] = {
 }
 STAGES = {"general": "stage 1, general distillation", "task": "stage 2, task distillation"}
 
-REQUIRED = ("num_hidden_layers", "num_time_steps", "tau")
-OPTIONAL = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "v_threshold",
-    "attention_scale",
-    "id2label",
-)
-
-
-def main(arguments: list[str]) -> None:
-    run(parse(arguments))
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="spikebert convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", metavar="FILE", help="state dict, saved by torch.save or as .safetensors")
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="JSON",
-        help=f"json file or json object with {', '.join(REQUIRED)}, if wanted also {', '.join(OPTIONAL)}",
-    )
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder to write; must be new or empty")
-    parser.add_argument(
-        "--tokenizer", metavar="NAME", help="folder or Hub name of a tokenizer to save beside the model"
-    )
-    parser.add_argument("--base-model", metavar="NAME", help="Hub name of the teacher, for the model card")
-    return parser.parse_args(arguments)
-
 
 def run(args: argparse.Namespace) -> None:
     """Checks everything, then writes the folder and prints what was stated, inferred and dropped."""
-    logging.disable_progress_bar()
+    set_loudness(args.verbose)
     folder = Path(args.output_dir)
     check_new_folder(folder)
     stated = read_config(args.config)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
@@ -16,57 +16,17 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
 )
-from transformers.utils import logging
 
+from ..console.loudness import set_loudness
 from ..data import DataError, load_unlabelled, tokenize
 from ..energy import CONSTANTS, EnergyComparison, EnergyConstants, EnergyReport, measured_energy
-from ..hub.fetching import loading
+from ..hub.fetching import load_model, loading
 from ..teacher_spikebert import first_position_of
-from .options import OptionParser, check_at_least
-
-
-def main(arguments: list[str]) -> None:
-    run(parse(arguments))
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OptionParser(prog="spikebert energy", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a SpikeBERT")
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--text", nargs="+", metavar="SENTENCE", help="sentences to count")
-    text.add_argument("--file", help="csv, json lines or parquet file with sentences")
-    text.add_argument("--dataset", metavar="NAME:SPLIT", help="split of a data set on the Hub")
-    parser.add_argument("--text-column", default="text", help="column of the text (default: %(default)s)")
-    parser.add_argument(
-        "--num-sentences", type=int, default=200, help="how many sentences, drawn at random (default: %(default)s)"
-    )
-    parser.add_argument("--teacher", metavar="BERT", help="folder or Hub name of a BERT to compare with")
-    parser.add_argument(
-        "--max-length", type=int, help="longest sentence, in tokens (default: 128, or a model's positions if fewer)"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="sentences in a batch (default: %(default)s)")
-    parser.add_argument(
-        "--constants",
-        default="45nm-fp32",
-        metavar="NAME",
-        help=f"energy of an operation in the strict account: {', '.join(CONSTANTS)}, or a json file",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write everything as json")
-    parser.add_argument("--plots", metavar="DIR", help="write pictures")
-    args = parser.parse_args(arguments)
-    try:
-        check_at_least(1, args, "num_sentences", "batch_size")
-        if args.max_length is not None:
-            check_at_least(3, args, "max_length")  # two tokens are special ones
-    except ValueError as error:
-        parser.error(str(error))
-    return args
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Counts, measures, prints and writes; returns what `--json` holds."""
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    set_loudness(args.verbose)
     constants = CONSTANTS.get(args.constants) or EnergyConstants.from_file(args.constants)
     if args.plots is not None:
         from .. import pictures
@@ -99,7 +59,7 @@ def load(name: str, **kwargs: Any) -> PreTrainedModel:
     with loading(name):
         architectures = AutoConfig.from_pretrained(name).architectures or [""]
         classifies = "ForSequenceClassification" in architectures[0]
-        return (AutoModelForSequenceClassification if classifies else AutoModel).from_pretrained(name, **kwargs)
+        return load_model(AutoModelForSequenceClassification if classifies else AutoModel, name, **kwargs)
 
 
 def longest_input(max_length: int | None, models: dict[str, PreTrainedModel]) -> int:

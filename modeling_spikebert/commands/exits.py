@@ -1,9 +1,8 @@
 """How everything ends that cannot go on: with one line that says what is wrong, and exit status 1."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 
 @contextmanager
@@ -35,9 +34,3 @@ def was_interrupted(error: BaseException | None) -> bool:
 
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not known: what is most like it, if anything is."""
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

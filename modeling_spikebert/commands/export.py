@@ -9,45 +9,15 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
-from ..hub.fetching import loading
+from ..console.loudness import set_loudness
+from ..hub.fetching import load_model, loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification
-from .options import OptionParser, check_at_least
 
 EXTRA = 'onnx and onnxruntime are missing. Install them with: pip install -c constraints.txt ".[onnx]"'
 
 
-def main(arguments: list[str]) -> None:
-    run(parse(arguments))
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="spikebert export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="FOLDER", help="checkpoint of a classifier, or its name on the Hub")
-    parser.add_argument("--format", choices=["onnx"], default="onnx", help="onnx, the default")
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder for the files; must have no onnx/")
-    parser.add_argument(
-        "--precision", nargs="+", choices=["float32", "int8"], default=["float32", "int8"], help="default: both"
-    )
-    parser.add_argument("--num-time-steps", type=int, metavar="T", help="of the graph; default: the model's")
-    parser.add_argument(
-        "--exit-threshold",
-        type=float,
-        metavar="P",
-        help="a sentence takes no more time steps than its class needs to be this probable; default: the model's",
-    )
-    parser.add_argument("--with-spikes", action="store_true", help="a further output, the spikes that enter each block")
-    args = parser.parse_args(arguments)
-    try:
-        if args.num_time_steps is not None:
-            check_at_least(1, args, "num_time_steps")
-    except ValueError as error:
-        parser.error(str(error))
-    return args
-
-
 def run(args: argparse.Namespace) -> None:
+    set_loudness(args.verbose)
     try:
         from ..export import export_onnx
     except ModuleNotFoundError as error:
@@ -60,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.model} is a model of type {config.model_type}, and no SpikeBERT.")
         if not any("ForSequenceClassification" in name for name in config.architectures or ()):
             raise ValueError(f"{args.model} has no classifier. Export a student that stage 2 has taught.")
-        model = SpikeBertForSequenceClassification.from_pretrained(args.model, **options)
+        model = load_model(SpikeBertForSequenceClassification, args.model, **options)
         tokenizer = AutoTokenizer.from_pretrained(args.model)
     checks = export_onnx(model, Path(args.output_dir), tokenizer, tuple(args.precision), args.with_spikes)
     for name, found in checks.items():

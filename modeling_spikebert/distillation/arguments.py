@@ -36,12 +36,16 @@ class DistillationTrainingArguments(TrainingArguments):
     adam_beta2: float = field(default=0.98, metadata={"help": "Of AdamW."})
     warmup_steps: float = field(default=0.06, metadata={"help": "Steps of warm-up; below 1, a part of all steps."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Sentences of each process in a step."})
+    logging_steps: float = field(
+        default=0.05, metadata={"help": "Steps between two logs; below 1, a part of all steps."}
+    )
 
     stage: str = field(
         default="task",
         metadata={
+            "choices": ("general", "task"),
             "help": "'general': unlabelled text, hidden states and embeddings. 'task': labelled text, also logits "
-            "and, with a weight, labels."
+            "and, with a weight, labels.",
         },
     )
     hidden_state_weight: float = field(
@@ -104,8 +108,9 @@ class DistillationTrainingArguments(TrainingArguments):
     non_finite: str = field(
         default="stop",
         metadata={
+            "choices": ("stop", "skip"),
             "help": "What to do when a loss or gradient is not finite: 'stop' with an error that names the last "
-            "checkpoint, or 'skip' the step and count it in the log (skipped_steps)."
+            "checkpoint, or 'skip' the step and count it in the log (skipped_steps).",
         },
     )
 
@@ -117,6 +122,10 @@ class DistillationTrainingArguments(TrainingArguments):
         self.has_default_learning_rate = self.learning_rate is None
         if self.learning_rate is None:
             self.learning_rate = 3e-3 if self.stage == "general" else 1.5e-3
+        if self.eval_steps is None and self.logging_steps < 1:
+            self.eval_steps = TrainingArguments.logging_steps  # as it is without our default
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch would warn that it cannot
         super().__post_init__()
         if self.world_size == 1 < int(os.environ.get("WORLD_SIZE", "1")):
             raise ValueError(

@@ -20,7 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..hub import CodeFilesCallback, save_code_files
 from . import checkpoints
-from .callbacks import ConsoleCallback, ProgressBar
+from .callbacks import ConsoleCallback
 from .checkpoints import OPTIONS_NAME, check_checkpoint, compare_options, last_checkpoint, remove_incomplete
 from .run_folder import the_only_run
 from .speed import Stopwatch, peak_memory_mb
@@ -47,15 +47,13 @@ class ResumableTrainer(Trainer, TrainerCallback):
 
     def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._bar = ProgressBar()
-        printer, bar = self.pop_callback(PrinterCallback), self.pop_callback(ProgressCallback)
-        if bar:
-            self.add_callback(self._bar)
-        if printer or bar:  # notebooks keep their table
-            self.add_callback(ConsoleCallback(teacher))
-        self.add_callback(CodeFilesCallback())
         self._stopwatch = Stopwatch()
         self.add_callback(self._stopwatch)
+        printer, bar = self.pop_callback(PrinterCallback), self.pop_callback(ProgressCallback)
+        self._console = ConsoleCallback(self._stopwatch, teacher, bar=bar is not None)
+        if printer or bar:  # notebooks keep their table
+            self.add_callback(self._console)
+        self.add_callback(CodeFilesCallback())
         self.add_callback(self)  # it listens to its own events
         self._changed: dict[str, tuple[Any, Any]] = {}
         # Sentences and tokens of all processes: in the step, and since the last log.
@@ -99,7 +97,7 @@ class ResumableTrainer(Trainer, TrainerCallback):
             try:
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
             finally:
-                self._bar.close()
+                self._console.close()
 
     def _prepare_run(self, checkpoint: Path | None) -> None:
         """What a kind of trainer does before its first step; the checkpoint has been checked."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
+from ..console.text import align, number, percent
 from .constants import CONSTANTS, FORMULAS, PUBLISHED, EnergyConstants
 from .measuring import measure_cost
 from .report import NOT_SPIKING, EnergyReport, estimate_energy
-from .text import align, number, percent
 
 ENERGIES = {  # of a report, in mJ
     "published": "published.energy_mj",

@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..console.text import align, number, percent
 from .constants import CONSTANTS, FORMULAS, PUBLISHED, EnergyConstants
 from .counting import INPUT_KINDS, PARTS, Layer, LayerCount, Sentences, count_operations, is_spiking
 from .measuring import MeasuredCost
-from .text import align, number, percent
 
 NOT_SPIKING = "The model is not spiking: all its products are of real values, that is, MACs."
 

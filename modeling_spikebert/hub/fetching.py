@@ -4,9 +4,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from ..console.loudness import said_on_failure, say
 
 PATIENCE = 10  # seconds for an answer
 
@@ -63,3 +66,15 @@ def loading(name: str) -> Iterator[None]:
         raise ValueError(
             f"{name} cannot be loaded: {reason.rstrip('.!')}. Is each of its files whole, and do they belong together?"
         ) from error
+
+
+def load_model(cls: Any, name: str, **kwargs: Any) -> Any:
+    """`cls.from_pretrained(name, **kwargs)`, which says in a line what transformers reports in a table."""
+    with said_on_failure("transformers.modeling_utils"):
+        model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
+    weights = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    new = sorted({weight.rpartition(".")[0] for weight in weights})
+    if new:
+        others = f" and {len(new) - 5} more" if len(new) > 5 else ""
+        say(f"New, from random weights: {', '.join(new[:5])}{others}. The rest is that of {name}.")
+    return model
