@@ -17,7 +17,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_spikebert.commands.distill import distillation, read_arguments
+from modeling_spikebert.commands.distill import distillation
+from modeling_spikebert.commands.options.distill import parse
 from modeling_spikebert.modeling_spikebert import SpikeBertNeuron, SpikeBertPreTrainedModel, SpikeBertSelfAttention
 from modeling_spikebert.norm_lif_spikebert import LIF, norm_lif
 from modeling_spikebert.spike_attention_spikebert import Tokens
@@ -60,7 +61,8 @@ def dense_twin(model: SpikeBertPreTrainedModel) -> SpikeBertPreTrainedModel:
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
-    trainer = distillation(*read_arguments(arguments))
+    options = parse(arguments)
+    trainer = distillation(options.model, options.data, options.training)
     dense_twin(trainer.student)
     trainer.train()
     trainer.save_model()

@@ -2,10 +2,15 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +108,14 @@ def test_console_script_lists_every_command(capsys):
             ["convert", "a.pt", "--config", "{}", "--output_dri", "out"],
             "spikebert convert: unknown option --output_dri; did you mean --output-dir?",
         ),
+        (
+            ["export", "folder", "--output-dir", "out", "--precision", "in8"],
+            "spikebert export: argument --precision: no choice 'in8'; did you mean int8?",
+        ),
+        (
+            ["augment", "--language", "german"],
+            "spikebert augment: argument --language: no choice 'german'; there is en, zh.",
+        ),
         (["quickstart", "--seed", "one"], "spikebert quickstart: argument --seed: invalid int value: 'one'"),
     ],
 )
@@ -113,14 +126,65 @@ def test_a_usage_error_is_one_line(capsys, arguments, expected):
     assert capsys.readouterr() == ("", expected + "\n")
 
 
-def test_help_of_a_command_names_its_options(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["quickstart", "--help"])
-    assert stopped.value.code == 0
-    output = capsys.readouterr().out
-    assert output.startswith("usage: spikebert quickstart")
-    for option in ("--teacher", "--train-file", "--validation-file", "--output-dir", "--num-hidden-layers", "--seed"):
-        assert option in output
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """What `--help` of each command prints, on a terminal of 100 columns."""
+    pages = {}
+    for name in COMMANDS:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as page:
+            patch.setenv("COLUMNS", "100")
+            with pytest.raises(SystemExit) as stopped:
+                main([name, "--help"])
+        assert stopped.value.code == 0
+        pages[name] = page.getvalue()
+    return pages
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_a_command_does_and_groups_its_options(helps, name):
+    page = helps[name]
+    assert page.startswith(f"`spikebert {name}`: ")
+    assert f"\nusage: spikebert {name} " in page
+    titles = re.findall(r"^(\w[\w, ]+):$", page, re.MULTILINE)
+    assert len(titles) >= 3
+    assert titles[-2] == "other options"
+    assert titles[-1] in ("example", "examples")
+    assert "\n  -v, --verbose " in page
+    options = re.findall(r"--[\w-]+", page)
+    assert options
+    assert not any("_" in option for option in options)
+    assert "(default: None)" not in page
+    assert max(map(len, page.splitlines())) <= 120  # examples and usage are not broken
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_of_a_help_can_be_typed(helps, name):
+    _, examples = re.split(r"^examples?:\n", helps[name], flags=re.MULTILINE)
+    commands = [shlex.split(line) for line in examples.replace("\\\n", " ").splitlines()]
+    assert commands
+    parse = import_module(f"modeling_spikebert.commands.options.{name}").parse
+    for program, command, *arguments in commands:
+        assert (program, command) == ("spikebert", name)
+        if not arguments or arguments[0] != "recipe.yaml":  # a file of the user's
+            assert parse(arguments).verbose is False
+            assert parse([*arguments, "-v"]).verbose is True
+
+
+def test_help_does_not_wait_for_torch():
+    code = """
+import sys
+from modeling_spikebert.commands import COMMANDS, main
+for name in COMMANDS:
+    if name != "distill":  # its options are those of transformers
+        try:
+            main([name, "--help"])
+        except SystemExit:
+            pass
+print({"torch", "transformers", "datasets", "numpy"} & sys.modules.keys(), file=sys.stderr)
+"""
+    output = run(sys.executable, "-c", code)
+    assert output.stderr == "set()\n"
+    assert output.stdout.count("usage: ") == len(COMMANDS) - 1
 
 
 # What stops a command
@@ -135,9 +199,17 @@ class Interrupts:
         if name in ("torch", "fastapi"):  # the server has no torch
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupts())
+arguments = {
+    "energy": ["folder", "--text", "word"],
+    "show": ["folder", "--text", "word"],
+    "augment": ["--train-file", "a.csv", "--output-file", "a.parquet", "--language", "en"],
+    "export": ["folder", "--output-dir", "out"],
+    "convert": ["file", "--config", "{}", "--output-dir", "out"],
+    "serve": ["folder"],
+}
 for name in COMMANDS:
     try:
-        main([name, "folder"])
+        main([name, *arguments.get(name, [])])
     except SystemExit as stopped:
         print(stopped.code.strip())
 """
@@ -346,12 +418,15 @@ def test_quickstart_writes_a_student_that_loads(quickstart, inputs):
     assert AutoTokenizer.from_pretrained(student).get_vocab() == teacher_tokenizer.get_vocab()
 
 
-def test_quickstart_writes_no_pickle_and_prints_no_dictionary(quickstart):
+def test_quickstart_writes_no_pickle_and_prints_lines_that_people_read(quickstart):
     assert list(quickstart.folder.rglob("*.bin")) == []
     printed = quickstart.stdout + quickstart.stderr
-    assert "{'" not in printed
+    for unwanted in ("{'", "\r", "\x1b", "LOAD REPORT", "it/s"):
+        assert unwanted not in printed
     for steps in (20, 7, 3, 4):  # of the teacher, the student without one, and both stages
-        assert f"step 1/{steps}" in printed
+        assert re.search(rf"^step +\d/{steps}  loss .* sentences/s  \d+ s left$", printed, re.MULTILINE)
+        assert f": {steps} steps of 8 sentences on cpu" in printed
+    assert "New, from random weights: classifier, norm. The rest is that of " in printed
 
 
 def test_quickstart_writes_the_stage_1_student_with_projections(quickstart):
@@ -415,17 +490,20 @@ def test_quickstart_writes_a_card(quickstart, inputs):
 
 def test_quickstart_prints_the_comparison_and_classified_sentences(quickstart, inputs):
     for name, accuracy in quickstart.metrics["accuracy"].items():
-        assert f"{name:26} {100 * accuracy:5.1f} %" in quickstart.stdout
+        assert re.search(rf"^{name} +{100 * accuracy:.1f} %$", quickstart.stdout, re.MULTILINE)
     measurable = quickstart.metrics["gain_over_majority"]["measurable"]
     assert ("beats" if measurable else "did NOT measurably beat") + f" the {NAMES[0]}" in quickstart.stdout
-    shown = quickstart.stdout.split("Classifying in a fresh process")[1]
+    shown = quickstart.stdout.split("classified in a fresh process")[1]
     for line in inputs.validation.read_text().splitlines()[1:5]:
         text = line.split(",")[0]
         assert any(row.split()[0] in ("good", "bad") and row.endswith(f"  {text}") for row in shown.splitlines() if row)
 
 
-def test_quickstart_ends_with_whether_the_student_beats_the_majority_class(quickstart):
-    assert quickstart.stdout.splitlines()[-1] == verdict(quickstart.metrics)
+def test_quickstart_ends_with_the_verdict_the_files_and_what_is_next(quickstart):
+    answer, files, following = quickstart.stdout.splitlines()[-3:]
+    assert answer == verdict(quickstart.metrics)
+    assert files.startswith(f"Written to {quickstart.folder}: student/")
+    assert following.startswith(f"Next: spikebert energy {quickstart.folder}/student ")
 
 
 def test_quickstart_warns_of_rows_in_both_files_and_of_unknown_tokens(quickstart):
@@ -436,7 +514,7 @@ def test_quickstart_warns_of_rows_in_both_files_and_of_unknown_tokens(quickstart
 
 
 def test_quickstart_shows_the_energy_of_student_and_teacher(quickstart):
-    shown = quickstart.stdout.split("== Energy of student and teacher on 40 validation sentences")[1]
+    shown = quickstart.stdout.split("\nEnergy on 40 validation sentences\n")[1]
     energy = quickstart.metrics["energy"]
     card = ModelCard.load(quickstart.folder / "student" / "README.md").content.split("## Energy")[1]
     for account in ("published", "strict"):
@@ -555,11 +633,15 @@ def test_energy_pictures_of_chinese_text(quickstart, tmp_path):
     [
         (["--file", "absent.csv"], "absent.csv: no such file"),
         (["--text", " "], "a sentence is empty"),
-        (["--text", "word1", "--constants", "3nm"], "3nm: cannot be read"),
+        (["--text", "word1", "--constants", "7nm-int7"], "did you mean 7nm-int8?"),
+        (
+            ["--text", "word1", "--constants", "3nm"],
+            "--constants 3nm: neither constants nor a json file; there are 45nm-fp32, ",
+        ),
         (["--dataset", "nonsense"], "nonsense: neither a file"),
         (["--text", "word1", "--max-length", "17"], "--max-length 17 exceeds the 16 positions"),
     ],
-    ids=["absent file", "empty sentence", "unknown constants", "no split", "too long"],
+    ids=["absent file", "empty sentence", "misspelt constants", "unknown constants", "no split", "too long"],
 )
 def test_energy_refuses(quickstart, options, expected):
     assert expected in energy(quickstart.folder / "student", *options)
@@ -628,6 +710,9 @@ def distilled(inputs, tmp_path_factory) -> Path:
     task = labelled | {"stage": "task", "teacher": inputs.teacher, "model_name_or_path": "stage1"}
     output = run(Path(sys.executable).with_name("spikebert"), "distill", "recipe.yaml", folder=folder)
     assert output.returncode == 0, output.stdout + output.stderr
+    assert output.stderr == ""
+    assert not re.search(r"\{'|[\r\x1b]", output.stdout)
+    assert output.stdout.splitlines()[-2].startswith("Written to stage1: ")
     with pytest.MonkeyPatch.context() as patch:  # in this process, which has its imports behind it
         patch.chdir(folder)
         for options in (

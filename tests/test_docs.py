@@ -11,9 +11,9 @@ import pytest
 from transformers import TrainingArguments
 
 from modeling_spikebert import DistillationTrainingArguments
-from modeling_spikebert.commands.augment import AugmentArguments
-from modeling_spikebert.commands.distill import DataArguments, ModelArguments
-from modeling_spikebert.data.augmentation import AugmentationSettings
+from modeling_spikebert.commands.options.augment import AugmentArguments
+from modeling_spikebert.commands.options.distill import DataArguments, ModelArguments
+from modeling_spikebert.data.settings import AugmentationSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

@@ -27,7 +27,7 @@ from transformers import BertConfig, BertPreTrainedModel, pipeline
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from modeling_spikebert.commands import main
-from modeling_spikebert.commands.serve import NUMBERS
+from modeling_spikebert.commands.options.serve import NUMBERS
 from modeling_spikebert.serving import app
 from modeling_spikebert.serving.batching import MOST_PADDING, Batch, Batcher, QueueFullError
 from modeling_spikebert.serving.classifier import OnnxClassifier, Tokens

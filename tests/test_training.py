@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import time
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import OTHER_SIZES, make_trainer, stage_models, stage_text, tiny_text, weights_of
 from transformers import TrainerCallback
+from transformers.utils import logging
 
+from modeling_spikebert import DistillationTrainer
+from modeling_spikebert.console.text import duration, number, speed
 from modeling_spikebert.distillation import resuming
-from modeling_spikebert.distillation.callbacks import duration
 
 stages = pytest.mark.parametrize("stage", ["general", "task"])
 
@@ -187,33 +190,62 @@ def test_speed_memory_and_the_time_that_is_left_are_logged(tmp_path, stage):
     assert not any("per_second" in name and "runtime" not in name for name in trainer.evaluate() if "tokens" in name)
 
 
-@pytest.mark.parametrize("disable_tqdm", [True, False])
-def test_the_console_has_a_readable_line_a_log(tmp_path, capsys, disable_tqdm):
-    """With a progress bar or without; nothing of what is logged elsewhere is lost."""
-    options = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": disable_tqdm}
+def evaluated_trainer(folder, **options) -> DistillationTrainer:
+    """Evaluates at the second and last step, with an accuracy."""
 
     def accuracy(prediction) -> dict[str, float]:
         return {"accuracy": 0.5}
 
-    trainer = make_trainer(tmp_path, "task", trainer_options={"compute_metrics": accuracy}, **options)
+    options = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2} | options
+    return make_trainer(folder, "task", trainer_options={"compute_metrics": accuracy}, **options)
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_a_log_file_has_a_plain_line_a_log(tmp_path, capsys, disable_tqdm):
+    """Nothing of what is logged elsewhere is lost."""
+    trainer = evaluated_trainer(tmp_path, disable_tqdm=disable_tqdm)
     trainer.train()
     printed = capsys.readouterr()
-    layers, start, *lines = printed.out.replace("\r", "").splitlines()
+    assert printed.err == ""
+    layers, start, *lines = printed.out.splitlines()
     assert layers.startswith("Layer map")
-    assert start.startswith("Training stage task: student 2 x 32 ")
-    assert start.endswith(f"; 2 steps of 4 sentences on cpu, into {tmp_path}")
-    assert "{" not in printed.out
+    assert start.startswith("Training student 2 x 32 (")
+    assert start.endswith(": 2 steps of 4 sentences on cpu")
     patterns = [
-        r"step 1/2  loss \S+  \S+ sentences/s  \d+ s left",
-        r"step 2/2  loss \S+  \S+ sentences/s  0 s left",
-        r"step 2  eval_loss \S+  eval_accuracy 0\.5",
-        r"trained in \d+ s, mean loss \S+",
+        r"step 1/2  loss +\S+  +\S+ sentences/s  \d+ s left",
+        r"step 2/2  loss +\S+  +\S+ sentences/s  0 s left",
+        r"step 2/2  evaluation  loss \S+  accuracy 50\.0 %",
+        r"trained in \d+ s  mean loss \S+",
     ]
-    shown = [line.strip() for line in lines if line.strip()]
-    assert all(re.fullmatch(pattern, line) for pattern, line in zip(patterns, shown, strict=True)), shown
-    assert ("2/2" in printed.err) != disable_tqdm  # the bar
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(patterns, lines, strict=True)), lines
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert {"loss_logits", "firing_rate", "tokens_per_second", "grad_norm"} <= logs[0].keys()
+
+
+def test_a_terminal_has_one_line_for_a_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    trainer = evaluated_trainer(tmp_path, disable_tqdm=False)
+    trainer.train()
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    states = [state.strip() for line in lines for state in line.split("\r")]
+    last = r"100 % \|.{20}\| 2/2, loss +\S+  accuracy 50\.0 %  +\S+ sentences/s  in \d+ s"
+    assert re.fullmatch(last, states[-1]), states[-1]
+    assert not any(state.startswith("step") for state in states)
+    trainer.evaluate()  # alone, it has a bar that goes, and then a line
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"step 2/2  evaluation  loss \S+  accuracy 50\.0 %", line)
+
+
+def test_all_that_is_logged_is_printed_if_it_is_wanted(tmp_path, capsys):
+    trainer = evaluated_trainer(tmp_path, log_level="info", max_steps=1, eval_steps=1)
+    try:
+        trainer.train()
+    finally:
+        logging.set_verbosity_warning()
+    out = capsys.readouterr().out
+    for name in ("loss_logits", "firing_rate_layer_1", "grad_norm", "learning_rate", "eval_runtime"):
+        assert re.search(rf"  {name} \S+", out), name
+    assert "{" not in out
 
 
 def test_durations_are_said_in_a_unit_of_their_size():
@@ -224,6 +256,12 @@ def test_durations_are_said_in_a_unit_of_their_size():
         "50 min",
         "3 h 20 min",
     ]
+
+
+def test_numbers_are_written_as_people_read_them():
+    numbers = [0, 0.14200000166893005, 31.44, 999.7, 1420, 22_713_216, 3.4e9]
+    assert [number(value) for value in numbers] == ["0", "0.142", "31.4", "1.00 k", "1.42 k", "22.7 M", "3.40 G"]
+    assert [speed(value) for value in (1.7, 142, 1420)] == ["  1.70", "   142", "1.42 k"]
 
 
 def test_evaluation_does_not_slow_the_speed_that_is_logged(tmp_path):

@@ -11,7 +11,7 @@ from .exits import exits
 COMMANDS = {
     "quickstart": "train a spiking student from a real BERT in two stages, compare and classify",
     "distill": "train one stage with all options, or fine-tune a model without a teacher",
-    "energy": "count operations and energy of a model on given sentences, beside a BERT",
+    "energy": "count operations and energy of a model on given sentences, compared with a BERT",
     "show": "draw a model's spikes, firing rates and energy for a sentence",
     "augment": "write changed copies of training text, which the teacher labels in stage 2",
     "export": "write a classifier as ONNX files, for ONNX Runtime, servers and browsers",

@@ -93,9 +93,13 @@ def run(args: argparse.Namespace) -> None:
     print(f"{config.num_attention_heads} heads, vocabulary {config.vocab_size}")
     print(f"As stated, not checkable: T {config.num_time_steps}, tau {config.tau}, threshold {config.v_threshold}")
     print(f"Dropped: {dropped}{kept}")
-    if tokenizer is None:
-        print("No tokenizer: pass that of the teacher with --tokenizer")
     print(f"Written: {folder}")
+    if tokenizer is None:
+        print("No tokenizer: to classify text, convert again with that of the teacher, --tokenizer NAME")
+    elif stage == "general":
+        print(f"Next, stage 2: spikebert distill --teacher BERT --model-name-or-path {folder} --task NAME ...")
+    else:
+        print(f'Next: spikebert energy {folder} --text "A sentence."')
 
 
 def read_config(text: str) -> dict[str, Any]:

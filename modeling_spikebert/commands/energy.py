@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ..console.loudness import set_loudness
+from ..console.text import did_you_mean
 from ..data import DataError, load_unlabelled, tokenize
 from ..energy import CONSTANTS, EnergyComparison, EnergyConstants, EnergyReport, measured_energy
 from ..hub.fetching import load_model, loading
@@ -27,7 +28,7 @@ from ..teacher_spikebert import first_position_of
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Counts, measures, prints and writes; returns what `--json` holds."""
     set_loudness(args.verbose)
-    constants = CONSTANTS.get(args.constants) or EnergyConstants.from_file(args.constants)
+    constants = constants_of(args.constants)
     if args.plots is not None:
         from .. import pictures
     sentences = _sentences(args)
@@ -40,18 +41,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     figures = comparison.to_dict()
     if args.json is not None:
         Path(args.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        print(f"\nWritten: {args.json}")
     if args.plots is not None:
         folder = Path(args.plots)
         folder.mkdir(parents=True, exist_ok=True)
-        figures = {"energy": pictures.energy_by_layer(comparison.student, comparison.teacher)}
+        drawn = {"energy": pictures.energy_by_layer(comparison.student, comparison.teacher)}
         if comparison.student.spiking:
             spikes = pictures.spikes_of(models[0], AutoTokenizer.from_pretrained(args.model), sentences[0])
-            figures |= {"firing_rates": pictures.firing_rates(comparison.student), "raster": pictures.raster(spikes)}
-        files = [file for name, figure in figures.items() for file in pictures.save(figure, folder, name, ["png"])]
+            drawn |= {"firing_rates": pictures.firing_rates(comparison.student), "raster": pictures.raster(spikes)}
+        files = [file for name, figure in drawn.items() for file in pictures.save(figure, folder, name, ["png"])]
         print(f"\nPictures: {', '.join(map(str, files))}")
-        if args.teacher is None:
-            print("To compare with a BERT, name one with --teacher.")
+    if args.teacher is None:
+        print("\nTo compare with a BERT, name one with --teacher.")
     return figures
+
+
+def constants_of(name: str) -> EnergyConstants:
+    if name in CONSTANTS:
+        return CONSTANTS[name]
+    if not Path(name).exists():
+        hint = did_you_mean(name, CONSTANTS) or f"; there are {', '.join(CONSTANTS)}."
+        raise ValueError(f"--constants {name}: neither constants nor a json file{hint}")
+    return EnergyConstants.from_file(name)
 
 
 def load(name: str, **kwargs: Any) -> PreTrainedModel:

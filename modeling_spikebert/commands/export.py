@@ -39,3 +39,4 @@ def run(args: argparse.Namespace) -> None:
             f"{found.file}: {name}, {found.megabytes:.1f} MB, {found.nodes} nodes, T {model.config.num_time_steps}; "
             f"{differing}, the others to {found.largest_error:.1e}"
         )
+    print(f"Next: spikebert serve {args.output_dir}")

@@ -26,13 +26,17 @@ def run(args: argparse.Namespace) -> None:
         service = Service(classifier, args.max_batch, args.max_wait_ms / 1000, args.max_queue)
         app = create_app(service, args.max_request_kb * 1024)
         gc.freeze()  # what is loaded stays; looking through it for garbage would stop all answers for 50 ms
-        GracefulServer(app, service, greeting(classifier, *socket.getsockname()[:2])).run([socket])
+        GracefulServer(app, service, greeting(classifier, *socket.getsockname()[:2]), args.verbose).run([socket])
     print(f"Stopped. {service.accepted} requests accepted, {service.answered} answered.", flush=True)
 
 
 def greeting(classifier: "OnnxClassifier", host: str, port: int) -> str:
-    address = f"[{host}]" if ":" in host else host
-    return f"{classifier.path} ({', '.join(classifier.labels)}) on http://{address}:{port}"
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    example = """-d '{"inputs": "A wonderful film."}' -H 'Content-Type: application/json'"""
+    return (
+        f"{classifier.path} ({', '.join(classifier.labels)}) on {address}\n"
+        f"Ask it: curl {address}/classify {example}. Ctrl-C ends it."
+    )
 
 
 def usable_cores() -> int:

@@ -90,6 +90,7 @@ class ConsoleCallback(TrainerCallback):
             place = f"trained in {duration(logs['train_runtime'])}"
             parts = {"mean": f"mean loss {figure(logs['train_loss'])}"}
         else:
+            self.on_evaluate()  # its bar goes before its line comes
             place = f"{place}  evaluation".strip()
             parts = {name: f"{label(name)} {value_of(name, value)}" for name, value in logs.items() if printed(name)}
         if is_verbose():

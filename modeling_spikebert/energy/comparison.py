@@ -51,7 +51,8 @@ class EnergyComparison:
         measured = self.student.measured
         if measured is not None and all(report.measured for report in self.reports):
             rows += [self._row("measured: latency, ms", "measured.latency_ms")]
-            rows += [self._row("measured: joules", "measured.joules")]
+            if measured.joules is not None:
+                rows += [self._row("measured: joules", "measured.joules")]
             lines = [f"Measured on {measured.device}, one sentence at a time; joules: {measured.source}."]
         return "\n".join([*align(rows), *lines, *self._notes()])
 

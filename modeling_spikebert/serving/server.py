@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -49,13 +50,12 @@ class GracefulServer(uvicorn.Server):
         app: what is served.
         service: the classifier and queue of the app.
         greeting: printed when requests are answered.
+        verbose: whether each request is logged. /metrics counts, and a line costs more than the parsing.
     """
 
-    def __init__(self, app: FastAPI, service: Service, greeting: str) -> None:
-        # No access log: /metrics counts, and a line for each request costs more than its parsing.
-        super().__init__(
-            uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=PATIENCE, ws="none")
-        )
+    def __init__(self, app: FastAPI, service: Service, greeting: str, verbose: bool = False) -> None:
+        options: dict[str, Any] = {"log_level": "info" if verbose else "error", "access_log": verbose}
+        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=PATIENCE, ws="none", **options))
         self.service, self.greeting = service, greeting
 
     @contextlib.contextmanager
