@@ -14,8 +14,8 @@ from matplotlib.path import Path
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from torch import Tensor
 
+from ..console.text import percent
 from ..energy import EnergyReport
-from ..energy.text import percent
 from .spikes import SentenceSpikes, StepAccuracy, word_starts
 from .style import BLUE, GREEN, INK, ORANGE, PALE, PURPLE, SKY, VERMILLION, new_figure, shortened, style
 

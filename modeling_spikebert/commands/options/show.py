@@ -14,9 +14,7 @@ EXAMPLES = ['spikebert show examples/checkpoints/spikebert-6x384-sst2 --text "A 
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="spikebert show", takes="FOLDER --text SENTENCE", description=__doc__, examples=EXAMPLES
-    )
+    parser = OptionParser(prog="spikebert show", takes="FOLDER --text SENTENCE", description=__doc__, examples=EXAMPLES)
     parser.add_argument("model", metavar="FOLDER", help="folder or Hub name of a SpikeBERT")
     sentence = parser.add_argument_group("sentence")
     sentence.add_argument("--text", required=True, metavar="SENTENCE", help="the sentence")
