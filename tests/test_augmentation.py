@@ -543,10 +543,12 @@ def test_the_command_writes_what_it_counts(tmp_path):
     ]
 
     written = load_dataset("parquet", data_files=str(output), split="train")
-    first, *counts, last = result.stdout.splitlines()
-    assert first == f"{output}: {len(written)} rows"
+    header, *counts, dropped, file, advice = result.stdout.splitlines()
+    assert header.split() == ["kind", "rows"]
     assert {kind: int(count) for kind, count in map(str.split, counts)} == Counter(written["kind"])
-    duplicates, held_out = map(int, re.findall(r"\d+", last))
+    assert file == f"Written: {output}, {len(written)} rows."
+    assert f"--train-file {output}" in advice
+    duplicates, held_out = map(int, re.findall(r"\d+", dropped))
     assert len(written) + duplicates + held_out == 21 * len(ENGLISH)
     assert written["label"][:4] == ["bad", "good", "bad", "good"]
 
@@ -621,7 +623,17 @@ def test_the_command_refuses_rows_without_label(tmp_path):
 
 def test_ctrl_c_is_one_line_with_several_processes(tmp_path):
     train = write_csv(tmp_path / "train.csv", [(ENGLISH[i % 4] * 40, i % 2) for i in range(4000)])
-    options = ["--train-file", train, "--output-file", tmp_path / "x.parquet", "--language", "en", "--num-proc", "2"]
+    options = [
+        "--train-file",
+        train,
+        "--output-file",
+        tmp_path / "x.parquet",
+        "--language",
+        "en",
+        "--num-proc",
+        "2",
+        "-v",
+    ]
     command = [Path(sys.executable).with_name("spikebert"), "augment", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     shown = ""

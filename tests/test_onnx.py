@@ -232,7 +232,7 @@ def test_what_cannot_be_exported_says_why(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"onnx has files already\. Choose another folder, or remove them\."):
         export_onnx(model, tmp_path / "out")
     for arguments, status, message in (
-        (["--format", "nirr"], 2, "invalid choice: 'nirr'"),
+        (["--format", "nirr"], 2, "no choice 'nirr'; there is onnx."),
         (["--num-time-steps", "0"], 2, "--num-time-steps must be at least 1, got 0."),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -354,7 +354,7 @@ def test_show_next_to_a_teacher(folder, tmp_path, capsys):
     [
         (["--text", " "], "spikebert show: --text is empty. Write at least one word."),
         (["--text", "a", "--num-time-steps", "0"], "spikebert show: --num-time-steps must be at least 1, got 0."),
-        (["--text", "a", "--format", "pdf"], "spikebert show: argument --format: invalid choice: 'pdf'"),
+        (["--text", "a", "--format", "pdf"], "spikebert show: argument --format: no choice 'pdf'; there is png, svg."),
         ([], "spikebert show: the following arguments are required: --text"),
     ],
 )

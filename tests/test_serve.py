@@ -87,6 +87,7 @@ def start(command: list[str]) -> Served:
     line = process.stdout.readline()
     if not line:
         pytest.fail(process.communicate()[1])
+    assert process.stdout.readline().startswith("Ask it: curl http")
     return Served(process, line, int(line.rpartition(":")[2]))
 
 
