@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
     assert SpikeBertForSequenceClassification.from_pretrained(tmp_path / "release").config.num_time_steps == 1
     card = (tmp_path / "release" / "README.md").read_text()
     assert "- command: `python examples/train_on_gpu.py --teacher teacher" in card
-    assert "its number of time steps 1" in card
+    assert re.search(r"^\| \d+ \| \d+ \| 1 \| ", card, re.MULTILINE)  # layers, width, time steps
 
     with pytest.raises(SystemExit, match=r"first exists already\. Remove it, or pass another --output-dir\."):
         train(monkeypatch, data, tmp_path / "first")
