@@ -1,6 +1,7 @@
 """Draws the diagrams of these pages: `python docs/diagrams.py` (extra `energy`)."""
 
 import sys
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,10 @@ def main(folder: Path) -> None:
     # Text as outlines, and nothing that differs from run to run.
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "spikebert", "font.size": 11}):
         for name, figure in zip(FILES, (block(), mac_and_sop(), neuron(), stages()), strict=True):
-            figure.savefig(folder / name, metadata={"Date": None}, facecolor="white")
+            svg = StringIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None}, facecolor="white")
+            lines = [line.rstrip() for line in svg.getvalue().splitlines()]  # as the commit hooks want them
+            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 # Boxes and arrows
