@@ -27,7 +27,7 @@ from modeling_spikebert.spike_attention_spikebert import Tokens
 class SignNeuron(SpikeBertNeuron):
     """LayerNorm and sign, with the surrogate of the neuron that it was."""
 
-    def forward(self, current: Tensor) -> Tensor:
+    def forward(self, current: Tensor, mask: Tensor | None = None) -> Tensor:
         step = LIF(tau=1.0, v_threshold=0.0, surrogate=self.neurons.surrogate)
         return 2 * norm_lif(current, step, self.weight, self.bias, self.eps) - 1
 

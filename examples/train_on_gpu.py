@@ -78,7 +78,7 @@ HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # a CPU is fo
 BUCKETS = (*range(4, 41, 4), 48, 56, 64)  # lengths in tokens
 # Labels are for the teacher. The student does without: the teacher's logits say more of each sentence.
 WEIGHTS = {"labels": 1.0, "hidden_states": 1.0, "embeddings": 0.1, "logits": 0.03}
-FORMS = ("membrane", "published", "one-bit")
+FORMS = ("membrane", "published", "neuromorphic", "one-bit")
 SENTENCES_PER_STEP = 128  # of the teacher's fine-tuning
 
 Batch = tuple[Tensor, Tensor, Tensor]  # ids and mask [B, L], labels [B]
@@ -100,7 +100,7 @@ class Arguments:
     num_time_steps: int = field(default=1, metadata={"help": "Of the student."})
     form: str = field(
         default="membrane",
-        metadata={"help": "Of the student: membrane, published, or one-bit, its dense twin of `one_bit_bert.py`."},
+        metadata={"help": f"Of the student: {', '.join(FORMS[:-1])}, or one-bit, the dense twin of `one_bit_bert.py`."},
     )
     mixed_time_steps: bool = field(
         default=False, metadata={"help": "Train it for 1, 2, 4, ... up to --num-time-steps, drawn for each batch."}
@@ -334,6 +334,8 @@ def make_student(
     if args.form == "published":
         reference = SpikeBertConfig.reference()
         sizes |= {name: getattr(reference, name) for name in ("variant", "num_attention_heads")}
+    elif args.form == "neuromorphic":
+        sizes["variant"] = args.form
     student = SpikeBertForSequenceClassification(SpikeBertConfig(**inherited_fields(teacher, sizes)))
     if args.form == "one-bit":
         dense_twin(student)
@@ -420,7 +422,7 @@ def distillation_losses(
     taught = Teacher(teacher, uniform_layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers))
     words = teacher.get_input_embeddings()
     variance = words.weight.float().var()
-    membrane = student.config.variant == "membrane"  # as published, padding counts
+    padding_counts = student.config.variant == "published"
 
     def losses_of(ids: Tensor, mask: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -433,8 +435,8 @@ def distillation_losses(
                 "embeddings": embedding_loss(embeddings, words(ids).float(), mask, variance).mean(),
             }
             if with_logits:
-                features = student.norm(outputs.hidden_states_per_step)
-                features = masked_mean(features, mask if membrane else None)  # [T, B, D]
+                features = student.features(outputs, mask)
+                features = masked_mean(features, None if padding_counts else mask)  # [T, B, D]
                 counts = torch.arange(1, steps + 1, device=DEVICE)[:, None, None]
                 scores = student.classifier(student.dropout(features.cumsum(0) / counts)).float()  # [T, B, C]
                 wanted, first = targets.logits.float(), 0 if after_every_step else -1

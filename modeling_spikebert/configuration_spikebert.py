@@ -42,7 +42,9 @@ class SpikeBertConfig(PreTrainedConfig):
             Learning"; Yao et al., "Spike-driven Transformer", NeurIPS 2023); the normalised embeddings, with positions,
             are fed into it at each time step; padding is kept out of keys, values and means. `"published"`: the
             shortcut carries the sum of spikes, beginning with those where an embedding is not negative; there are
-            neither positions nor token types, and padding is counted.
+            neither positions nor token types, and padding is counted. `"neuromorphic"`: the membrane variant out of
+            parts that a neuromorphic chip has. BatchNorm, which folds into weights, stands in place of LayerNorm,
+            spike-driven attention (the same NeurIPS paper) in place of matrix products, and the classifier sees spikes.
         vocab_size: number of tokens in the vocabulary.
         hidden_size: width `D` of the shortcut.
         num_hidden_layers: number of blocks. Published: 12.
@@ -53,16 +55,17 @@ class SpikeBertConfig(PreTrainedConfig):
         num_time_steps: number of time steps `T`. Published: 4.
         tau: membrane time constant in time steps, at least 1. Published script: 2.
         v_threshold: firing threshold of all neurons but those behind the attention product. Published: 1.
-        attention_v_threshold: firing threshold of the neurons behind the attention product. Published: 0.5.
+        attention_v_threshold: firing threshold of the neurons behind the attention product. Published: 0.5. The
+            neuromorphic variant has `v_threshold` there.
         attention_scale: factor on the attention product `(q k^T) v`, which has no softmax. Published: 0.125. With the
-            membrane variant a LayerNorm follows, which takes it out again.
+            membrane variant a LayerNorm follows, which takes it out again; the neuromorphic one has no such product.
         v_reset: membrane after a spike; `None` for the soft reset (subtracts the threshold). Published: 0.
         surrogate_alpha: steepness of the surrogate gradient, an arc tangent. Published: 2.
         hidden_dropout_prob: dropout on embeddings and on the output of each branch. Published: none.
         classifier_dropout: dropout before the classifier; `hidden_dropout_prob` if `None`.
         initializer_range: standard deviation of the initial weights of Linears.
         embedding_initializer_range: standard deviation of the initial embeddings. Published: 1.
-        layer_norm_eps: epsilon of LayerNorms.
+        layer_norm_eps: epsilon of LayerNorms and BatchNorms.
         pad_token_id: id of the padding token.
         exit_threshold: confidence at which a sentence needs no further time steps, in evaluation mode: the probability
             of its class by the mean of the scores so far (of the least certain of several labels). Sentences begin with
@@ -81,7 +84,7 @@ class SpikeBertConfig(PreTrainedConfig):
         "exit_steps",
     ]
 
-    variant: Literal["membrane", "published"] = "membrane"
+    variant: Literal["membrane", "published", "neuromorphic"] = "membrane"
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12

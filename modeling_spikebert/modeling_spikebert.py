@@ -6,9 +6,10 @@ sentences, `H` heads, `D` hidden, `C` classes.
 
     ids [B, L] -> embeddings [B, L, D] -> encoding and blocks [T, N, D] -> means over T and tokens -> logits [B, C]
 
-A block is spiking self-attention and an MLP, each added to a shortcut. The two variants differ in one place: in
-"membrane" a LayerNorm and neurons stand in front of a branch (`input_neuron`), so that each Linear sees binary spikes;
-in "published" they stand behind it (`output_neuron`), and the shortcut is a sum of spikes.
+A block is spiking self-attention and an MLP, each added to a shortcut. In the variant "membrane" a LayerNorm and
+neurons stand in front of a branch (`input_neuron`), so that each Linear sees binary spikes; in "published" they stand
+behind it (`output_neuron`), and the shortcut is a sum of spikes. "neuromorphic" is "membrane" out of what a chip has:
+norms that fold into weights, attention without products of matrices, and neurons in front of the classifier.
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ from .checks_spikebert import (
 )
 from .configuration_spikebert import SpikeBertConfig
 from .loading_spikebert import check_headers, check_loaded
-from .norm_lif_spikebert import LIF, ATan, norm_lif
-from .spike_attention_spikebert import Tokens, spike_attention, spike_counts
+from .norm_lif_spikebert import LIF, ATan, arithmetic_dtype, norm_lif
+from .spike_attention_spikebert import Tokens, spike_attention, spike_counts, spike_driven_attention
 from .spike_linear_spikebert import spike_linear
 from .teacher_spikebert import copy_embeddings, inherited_fields
 
@@ -55,7 +56,8 @@ class SpikeBertModelOutput(ModelOutput):
         hidden_states: with `output_hidden_states`, the embeddings and each block's output as means over time steps,
             `num_hidden_layers + 1` tensors `[B, L, D]`; the last one is `last_hidden_state`.
         attentions: with `output_attentions`, what a spiking model has in place of attention weights: of each block
-            `q k^T`, how many channels fire in a query and a key at once, mean over time steps, `[B, H, L, L]`.
+            `q k^T`, how many channels fire in a query and a key at once, mean over time steps, `[B, H, L, L]`. Of the
+            neuromorphic variant, how many fire in a context and in key and value of the token that it may come from.
         firing_rates: with `output_firing_rates`, one tensor `[B, 7]` for each block: spikes per neuron and time step of
             each sentence, mean over the tokens that count, of the signals named in `FIRING_RATE_NAMES`. As published
             the two inputs are spike counts and may exceed 1.
@@ -90,13 +92,13 @@ class SpikeBertSequenceClassifierOutput(ModelOutput):
 
 
 class SpikeBertNeuron(nn.Module):
-    """LayerNorm and LIF neurons with the config's constants: currents `[T, ..., D]` to spikes.
+    """A norm and LIF neurons with the config's constants: currents `[T, ..., D]` to spikes.
 
     Stateless: every call starts from the resting potential.
 
     Args:
         config: has the constants.
-        width: `D` of the LayerNorm; None for neurons without one.
+        width: `D` of the norm, a LayerNorm or, in the neuromorphic variant, a BatchNorm; None for neurons without one.
         v_threshold: by default the config's.
     """
 
@@ -105,14 +107,19 @@ class SpikeBertNeuron(nn.Module):
         self.neurons = lif_of(config, v_threshold)
         self.eps = config.layer_norm_eps
         self.dtype: torch.dtype | None = None  # of spikes without gradients; bytes in front of int8 weights
-        self.weight = None if width is None else nn.Parameter(torch.ones(width))
-        self.bias = None if width is None else nn.Parameter(torch.zeros(width))
+        folds = config.variant == "neuromorphic"
+        self.batch_norm = SpikeBertBatchNorm(config, width) if folds and width is not None else None
+        self.weight = None if width is None or folds else nn.Parameter(torch.ones(width))
+        self.bias = None if width is None or folds else nn.Parameter(torch.zeros(width))
 
-    def forward(self, current: Tensor) -> Tensor:
+    def forward(self, current: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask`, `[...]` of the current, is 1 for tokens and 0 for padding, which a BatchNorm leaves out."""
+        if self.batch_norm is not None:
+            current = self.batch_norm(current, mask)
         return norm_lif(current, self.neurons, self.weight, self.bias, self.eps, self.dtype)
 
     def extra_repr(self) -> str:
-        return f"{'no norm' if self.weight is None else len(self.weight)}, {self.neurons}"
+        return f"{'no LayerNorm' if self.weight is None else len(self.weight)}, {self.neurons}"
 
 
 def lif_of(config: SpikeBertConfig, v_threshold: float | None = None) -> LIF:
@@ -123,6 +130,63 @@ def lif_of(config: SpikeBertConfig, v_threshold: float | None = None) -> LIF:
         config.v_reset,
         ATan(config.surrogate_alpha),
     )
+
+
+class NoNeuron(nn.Identity):
+    """Where a variant has no neurons."""
+
+    def forward(self, current: Tensor, mask: Tensor | None = None) -> Tensor:
+        return current
+
+
+class SpikeBertBatchNorm(nn.Module):
+    """BatchNorm over the tokens of a batch and all time steps (Ioffe and Szegedy, ICML 2015).
+
+    In evaluation mode it is a gain and a shift for each channel, from running means of what training saw: both fold
+    into the weights in front of it. Unlike torch's it leaves padding out.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, config: SpikeBertConfig, width: int):
+        super().__init__()
+        self.eps, self.momentum = config.layer_norm_eps, 0.1
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalises `[T, ..., D]` in float32 (float64 for float64); `mask` `[...]` is 0 for padding."""
+        x = x.to(arithmetic_dtype(x.dtype))
+        if self.training:
+            mean, var = mean_and_variance(x, mask)
+            with torch.no_grad():  # the mean of the first batches, then an exponential one
+                self.num_batches_tracked += 1
+                share = self.num_batches_tracked.reciprocal().clamp_min(self.momentum)
+                for running, new in ((self.running_mean, mean), (self.running_var, var)):
+                    running.lerp_(new.to(running.dtype), share.to(running.dtype))
+        else:
+            mean, var = self.running_mean, self.running_var
+        gain = self.weight * (var + self.eps).rsqrt()
+        return x * gain + (self.bias - mean * gain)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"
+
+
+def mean_and_variance(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of each channel of `[T, ..., D]`, over what is not padding: `[D]` each."""
+    x = x.flatten(1, -2)
+    if mask is None:
+        return x.mean((0, 1)), x.var((0, 1), correction=0)
+    weights = mask.flatten().to(x.dtype).unsqueeze(-1)  # [N, 1]
+    count = weights.sum() * len(x)
+    mean = (x * weights).sum((0, 1)) / count
+    return mean, ((x - mean).square() * weights).sum((0, 1)) / count
 
 
 class SpikeLinear(nn.Linear):
@@ -153,8 +217,10 @@ class SpikeBertEmbeddings(nn.Module):
         self.token_type_embeddings = (
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
-        # A sign does not depend on scale: the published encoding has no LayerNorm.
-        self.LayerNorm = nn.Identity() if published else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # A sign does not depend on scale: the published encoding has no LayerNorm. A BatchNorm folds into the tables.
+        membrane, folds = config.variant == "membrane", config.variant == "neuromorphic"
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if membrane else nn.Identity()
+        self.batch_norm = SpikeBertBatchNorm(config, config.hidden_size) if folds else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -163,6 +229,7 @@ class SpikeBertEmbeddings(nn.Module):
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         weight: Any = self.word_embeddings.weight  # sharded models have it in here only
         inputs: Any = input_ids if inputs_embeds is None else inputs_embeds
@@ -181,7 +248,10 @@ class SpikeBertEmbeddings(nn.Module):
             if token_type_ids is None:
                 token_type_ids = torch.zeros(batch, length, dtype=torch.long, device=embeddings.device)
             embeddings = embeddings + self.token_type_embeddings(token_type_ids)
-        return self.dropout(self.LayerNorm(embeddings))
+        embeddings = self.LayerNorm(embeddings)
+        if self.batch_norm is not None:
+            embeddings = self.batch_norm(embeddings.unsqueeze(0), attention_mask).squeeze(0)
+        return self.dropout(embeddings)
 
 
 class SpikeBertEncoding(nn.Module):
@@ -203,14 +273,16 @@ class SpikeBertEncoding(nn.Module):
 
 
 class SpikeBertSelfAttention(nn.Module):
-    """Spiking self-attention, `(q k^T) v * scale` of spikes, without softmax."""
+    """Spiking self-attention, `(q k^T) v * scale` of spikes, without softmax; in the neuromorphic variant without
+    products of matrices, see `spike_driven_attention`."""
 
     def __init__(self, config: SpikeBertConfig):
         super().__init__()
         width, published = config.hidden_size, config.variant == "published"
+        self.spike_driven = config.variant == "neuromorphic"
         self.num_heads = config.num_attention_heads
         self.scale = config.attention_scale
-        self.input_neuron = nn.Identity() if published else SpikeBertNeuron(config, width)
+        self.input_neuron = NoNeuron() if published else SpikeBertNeuron(config, width)
         self.query = SpikeLinear(width, width, binary=not published)
         self.query_neuron = SpikeBertNeuron(config, width)
         self.key = SpikeLinear(width, width, binary=not published)
@@ -219,19 +291,23 @@ class SpikeBertSelfAttention(nn.Module):
         self.value_neuron = SpikeBertNeuron(config, width)
         # Published: no norm. A product of spikes is small at first and grows with the length of the sentence: without a
         # norm most of these neurons never fire, and tokens do not see one another.
-        self.context_neuron = SpikeBertNeuron(config, None if published else width, config.attention_v_threshold)
+        threshold = config.v_threshold if self.spike_driven else config.attention_v_threshold
+        self.context_neuron = SpikeBertNeuron(config, None if published else width, threshold)
         self.output = SpikeLinear(width, width)
-        self.output_neuron = SpikeBertNeuron(config, width) if published else nn.Identity()
+        self.output_neuron = SpikeBertNeuron(config, width) if published else NoNeuron()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns what is added to the shortcut, `[T, N, D]`, and the signals that synapses saw."""
-        spikes = self.input_neuron(hidden_states)
-        query = self.query_neuron(self.query(spikes))
-        key = self.key_neuron(self.key(spikes))
-        value = self.value_neuron(self.value(spikes))
-        context = spike_attention(query, key, value, tokens, self.num_heads)  # [T, N, D], whole numbers
-        context = self.context_neuron(context * self.scale)
+        spikes = self.input_neuron(hidden_states, tokens.padding)
+        query = self.query_neuron(self.query(spikes), tokens.padding)
+        key = self.key_neuron(self.key(spikes), tokens.padding)
+        value = self.value_neuron(self.value(spikes), tokens.padding)
+        if self.spike_driven:
+            context = spike_driven_attention(query, key, value, tokens, self.context_neuron)
+        else:
+            context = spike_attention(query, key, value, tokens, self.num_heads)  # [T, N, D], whole numbers
+            context = self.context_neuron(context * self.scale)
         output = self.output_neuron(self.output(context))
         return self.dropout(output), (spikes, query, key, value, context)
 
@@ -240,17 +316,17 @@ class SpikeBertMLP(nn.Module):
     def __init__(self, config: SpikeBertConfig):
         super().__init__()
         width, inner, published = config.hidden_size, config.intermediate_size, config.variant == "published"
-        self.input_neuron = nn.Identity() if published else SpikeBertNeuron(config, width)
+        self.input_neuron = NoNeuron() if published else SpikeBertNeuron(config, width)
         self.intermediate = SpikeLinear(width, inner, binary=not published)
         self.intermediate_neuron = SpikeBertNeuron(config, inner)
         self.output = SpikeLinear(inner, width)
-        self.output_neuron = SpikeBertNeuron(config, width) if published else nn.Identity()
+        self.output_neuron = SpikeBertNeuron(config, width) if published else NoNeuron()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, hidden_states: Tensor, tokens: Tokens) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns what is added to the shortcut, `[T, N, D]`, and the signals that synapses saw."""
-        spikes = self.input_neuron(hidden_states)
-        intermediate = self.intermediate_neuron(self.intermediate(spikes))  # [T, N, 4D]
+        spikes = self.input_neuron(hidden_states, tokens.padding)
+        intermediate = self.intermediate_neuron(self.intermediate(spikes), tokens.padding)  # [T, N, 4D]
         output = self.output_neuron(self.output(intermediate))
         return self.dropout(output), (spikes, intermediate)
 
@@ -270,7 +346,7 @@ class SpikeBertLayer(GradientCheckpointingLayer):
         dtype = hidden_states.dtype  # of int8 weights branches come in bfloat16
         branch, signals = self.attention(hidden_states, tokens)
         hidden_states = (hidden_states + branch).to(dtype)
-        branch, mlp_signals = self.mlp(hidden_states)
+        branch, mlp_signals = self.mlp(hidden_states, tokens)
         hidden_states = (hidden_states + branch).to(dtype)
         rates = attentions = None
         if output_firing_rates:  # [T, N, D] each
@@ -280,8 +356,9 @@ class SpikeBertLayer(GradientCheckpointingLayer):
             ]
             rates = tokens.mean(torch.stack(means, dim=-1))  # [N, 7] -> [B, 7]
         if output_attentions:
-            _, query, key, *_ = signals
-            attentions = spike_counts(query, key, tokens, self.attention.num_heads)
+            _, query, key, value, context = signals
+            seen, sent = (context, key * value) if self.attention.spike_driven else (query, key)
+            attentions = spike_counts(seen, sent, tokens, self.attention.num_heads)
         return hidden_states, rates, attentions
 
 
@@ -335,6 +412,11 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         if isinstance(module, SpikeBertNeuron) and module.weight is not None and module.bias is not None:
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, SpikeBertBatchNorm):
+            for ones in (module.weight, module.running_var):
+                init.ones_(ones)
+            for zeros in (module.bias, module.running_mean, module.num_batches_tracked):
+                init.zeros_(zeros)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=self.config.embedding_initializer_range)
         elif isinstance(module, nn.Linear) and module.bias is not None:
@@ -465,7 +547,9 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
 
-        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # [B, L, D]
+        embeddings = self.embeddings(
+            input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask
+        )  # [B, L, D]
         if inputs_embeds is not None and has_values(inputs_embeds) and not embeddings.isfinite().all():
             raise ValueError(
                 f"inputs_embeds has values that are NaN, infinite or too large in {embeddings.dtype}. Pass others."
@@ -489,13 +573,14 @@ class SpikeBertModel(SpikeBertPreTrainedModel):
 
 
 class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
-    """SpikeBERT with a classifier on LayerNorm and mean over tokens and time steps."""
+    """SpikeBERT with a classifier on LayerNorm (neuromorphic: on neurons) and mean over tokens and time steps."""
 
     def __init__(self, config: SpikeBertConfig):
         super().__init__(config)
         self.num_labels: int = len(config.id2label or {})
         self.spikebert = SpikeBertModel(config)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        folds, width = config.variant == "neuromorphic", config.hidden_size
+        self.norm = SpikeBertNeuron(config, width) if folds else nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(
             config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         )
@@ -580,9 +665,14 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
     def scores(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
         """Class scores `[B, C]`, mean over time steps."""
         # Published: LayerNorm, mean over tokens, Linear, mean over time steps. The Linear commutes with the mean.
-        features = self.norm(outputs.hidden_states_per_step).mean(0)  # [T, B, L, D] -> [B, L, D]
+        features = self.features(outputs, attention_mask).mean(0)  # [T, B, L, D] -> [B, L, D]
         pooled = masked_mean(features, None if self.config.variant == "published" else attention_mask)  # [B, D]
         return self.classifier(self.dropout(pooled))
+
+    def features(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
+        """What the classifier sees of each token, `[T, B, L, D]`: normalised states; neuromorphic: spikes."""
+        states = outputs.hidden_states_per_step
+        return self.norm(states, attention_mask) if self.config.variant == "neuromorphic" else self.norm(states)
 
     def exit_early(
         self, inputs: dict[str, Tensor | None], num_time_steps: int, exit_threshold: float

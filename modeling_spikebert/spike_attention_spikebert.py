@@ -5,6 +5,7 @@ Shapes: `T` time steps, `B` batch, `L` tokens of the longest sentence, `N` token
 hidden, `d = D / H`.
 """
 
+from collections.abc import Callable
 from ctypes import Structure, c_int64
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -59,6 +60,11 @@ class Tokens(NamedTuple):
             return cls(batch, length, starts=torch.arange(batch + 1, device="cpu") * length)
         starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
         return cls(batch, length, mask, mask.flatten().nonzero().squeeze(1), starts)
+
+    @property
+    def padding(self) -> Tensor | None:
+        """`[N]`, 0 for padding that stayed in; None if there is none."""
+        return None if self.mask is None or self.places is not None else self.mask.flatten()
 
     def pack(self, x: Tensor) -> Tensor:
         """`[B, L, D]` to `[N, D]`."""
@@ -153,6 +159,30 @@ def spike_attention_naive(query: Tensor, key: Tensor, value: Tensor, tokens: Tok
             context = (query @ key.transpose(-1, -2)) @ value
     context = context.transpose(2, 3).flatten(3).flatten(1, 2)  # [T, B, H, L, d] -> [T, B * L, D]
     return context if tokens.places is None else context.index_select(1, tokens.places)
+
+
+def spike_driven_attention(
+    query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, gate: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Spike-driven self-attention: one gate for each channel, open if enough tokens of the sentence ask for it.
+
+        context = query * gate(sum over tokens of key * value)
+
+    Products are those of two spikes, so that a chip needs neurons and sums alone (Yao et al., "Spike-driven
+    Transformer", NeurIPS 2023, eq. 7 to 9, with query and value exchanged).
+
+    Args:
+        query, key, value: `[T, N, D]`, 0 or 1.
+        tokens: where the tokens stand; padding takes no part in the sum.
+        gate: neurons, from sums `[T, B, D]` to spikes.
+
+    Returns:
+        `[T, N, D]`, 0 or 1.
+    """
+    asked = tokens.silence_padding(tokens.unpack(key * value))  # [T, B, L, D]
+    sums = asked.sum(2, dtype=torch.promote_types(asked.dtype, torch.float32))
+    opened = gate(sums).to(query.dtype).unsqueeze(2).expand(-1, -1, tokens.length, -1).flatten(1, 2)  # [T, B * L, D]
+    return query * (opened if tokens.places is None else opened.index_select(1, tokens.places))
 
 
 def spike_counts(query: Tensor, key: Tensor, tokens: Tokens, num_heads: int) -> Tensor:

@@ -799,8 +799,8 @@ class Mixer(nn.Module):
         self.inner = inner
         self.mix = nn.Parameter(torch.eye(width, dtype=torch.float64))
 
-    def forward(self, x):
-        branch, signals = self.inner(x)
+    def forward(self, *args):
+        branch, signals = self.inner(*args)
         return torch.matmul(branch, self.mix), signals
 
 
@@ -1214,8 +1214,8 @@ def test_a_mask_that_fits_no_sentence_is_refused(mask):
 class TernaryNeuron(SpikeBertNeuron):
     """Fires -1, 0 or 1."""
 
-    def forward(self, current):
-        return super().forward(current) - super().forward(-current)
+    def forward(self, current, mask=None):
+        return super().forward(current, mask) - super().forward(-current, mask)
 
 
 def test_ternary_spikes_do_not_cancel():
