@@ -32,6 +32,7 @@ from .checks_spikebert import (
 )
 from .configuration_spikebert import SpikeBertConfig
 from .loading_spikebert import check_headers, check_loaded
+from .native_spikebert import spike_dtype
 from .norm_lif_spikebert import LIF, ATan, arithmetic_dtype, norm_lif
 from .spike_attention_spikebert import Tokens, spike_attention, spike_counts, spike_driven_attention
 from .spike_linear_spikebert import spike_linear
@@ -114,9 +115,10 @@ class SpikeBertNeuron(nn.Module):
 
     def forward(self, current: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask`, `[...]` of the current, is 1 for tokens and 0 for padding, which a BatchNorm leaves out."""
-        if self.batch_norm is not None:
-            current = self.batch_norm(current, mask)
-        return norm_lif(current, self.neurons, self.weight, self.bias, self.eps, self.dtype)
+        if self.batch_norm is None:
+            return norm_lif(current, self.neurons, self.weight, self.bias, self.eps, self.dtype)
+        spikes = norm_lif(self.batch_norm(current, mask), self.neurons, dtype=self.dtype)
+        return spikes if spikes.dtype == self.dtype else spikes.to(spike_dtype(current.dtype, current.device.type))
 
     def extra_repr(self) -> str:
         return f"{'no LayerNorm' if self.weight is None else len(self.weight)}, {self.neurons}"
@@ -250,7 +252,7 @@ class SpikeBertEmbeddings(nn.Module):
             embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         embeddings = self.LayerNorm(embeddings)
         if self.batch_norm is not None:
-            embeddings = self.batch_norm(embeddings.unsqueeze(0), attention_mask).squeeze(0)
+            embeddings = self.batch_norm(embeddings.unsqueeze(0), attention_mask).squeeze(0).to(embeddings.dtype)
         return self.dropout(embeddings)
 
 

@@ -54,8 +54,10 @@ def flags(**options: object) -> list[str]:
 
 
 def tiny_config(mode: str = "default", **overrides) -> SpikeBertConfig:
-    build = {"default": SpikeBertConfig, "reference": SpikeBertConfig.reference}[mode]
-    return build(**(SIZES | overrides))
+    if mode == "reference":
+        return SpikeBertConfig.reference(**(SIZES | overrides))
+    variant = {"variant": mode} if mode == "neuromorphic" else {}
+    return SpikeBertConfig(**(SIZES | variant | overrides))
 
 
 def make_neurons_fire(model: nn.Module, seed: int = 0) -> None:
@@ -73,6 +75,11 @@ def make_neurons_fire(model: nn.Module, seed: int = 0) -> None:
                     continue
                 random(module.weight, 3.0, 0.5)
                 random(module.bias, 1.5, 0.5)
+            elif type(module).__name__ == "SpikeBertBatchNorm":
+                random(module.weight, 1.0, 0.2)
+                random(module.bias, 1.2, 0.5)
+                random(module.running_mean, 0.0, 0.3)
+                random(module.running_var, 1.0, 0.1)
             elif isinstance(module, nn.Linear):
                 random(module.weight, 0.0, 0.3)
                 random(module.bias, 0.0, 0.3)

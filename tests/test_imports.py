@@ -35,6 +35,7 @@ FLAT = {
         "checks_spikebert",
         "configuration_spikebert",
         "loading_spikebert",
+        "native_spikebert",
         "norm_lif_spikebert",
         "quantization_spikebert",
         "spike_attention_spikebert",

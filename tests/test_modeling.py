@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel
-from modeling_spikebert.modeling_spikebert import FIRING_RATE_NAMES, SpikeBertNeuron
+from modeling_spikebert.modeling_spikebert import FIRING_RATE_NAMES, SpikeBertBatchNorm, SpikeBertNeuron
 from modeling_spikebert.spike_attention_spikebert import Tokens
 
-modes = pytest.mark.parametrize("mode", ["default", "reference"])
+modes = pytest.mark.parametrize("mode", ["default", "reference", "neuromorphic"])
 classes = pytest.mark.parametrize(
     "cls", [SpikeBertModel, SpikeBertForSequenceClassification], ids=["base", "classifier"]
 )
@@ -184,16 +184,15 @@ def test_from_pretrained_initialises_what_does_not_fit(tmp_path, cls, mode):
     model = tiny_model(cls, mode, torch.float32, initializer_range=0.05, intermediate_size=96)
     model.save_pretrained(tmp_path)
     name = "encoder.layer.0.attention.query.bias" if cls is SpikeBertModel else "classifier.bias"
-    weights = {other: torch.zeros(1) for other in model.state_dict()} | {
-        name: torch.full_like(model.state_dict()[name], 7)
-    }
+    weights = {other: torch.zeros(1, dtype=weight.dtype) for other, weight in model.state_dict().items()}
+    weights[name] = torch.full_like(model.state_dict()[name], 7)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     torch.manual_seed(0)
     loaded, info = load(tmp_path, cls, ignore_mismatched_sizes=True)
     assert {other for other, *_ in info["mismatched_keys"]} == set(model.state_dict()) - {name}
     tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
     assert (tensors.pop(name) == 7).all()
-    stds = {nn.Linear: 0.05, nn.Embedding: 0.02 if mode == "default" else 1.0}
+    stds = {nn.Linear: 0.05, nn.Embedding: 1.0 if mode == "reference" else 0.02}
     for path, module in loaded.named_modules():
         std = next((std for kind, std in stds.items() if isinstance(module, kind)), None)
         if std is not None:
@@ -201,8 +200,12 @@ def test_from_pretrained_initialises_what_does_not_fit(tmp_path, cls, mode):
             deviations = 4 / weight.numel() ** 0.5  # of the mean, in standard deviations
             assert weight.std().item() == pytest.approx(std, rel=deviations), path
             assert abs(weight.mean().item()) < deviations * std, path
-        elif isinstance(module, nn.LayerNorm | SpikeBertNeuron) and module.weight is not None:
+        elif isinstance(module, nn.LayerNorm | SpikeBertNeuron | SpikeBertBatchNorm) and module.weight is not None:
             assert torch.equal(tensors.pop(f"{path}.weight"), torch.ones(len(module.weight))), path
+        if isinstance(module, SpikeBertBatchNorm):
+            assert torch.equal(tensors.pop(f"{path}.running_mean"), torch.zeros(len(module.weight))), path
+            assert torch.equal(tensors.pop(f"{path}.running_var"), torch.ones(len(module.weight))), path
+            assert tensors.pop(f"{path}.num_batches_tracked") == 0, path
         if f"{path}.bias" in tensors:
             bias = tensors.pop(f"{path}.bias").abs().max().item()
             bound = module.in_features**-0.5 if isinstance(module, nn.Linear) else 0  # as published: torch's default
@@ -218,7 +221,7 @@ def test_new_model_has_the_documented_initial_weights(mode):
     weights = model.state_dict()
     assert all(weight.isfinite().all() for weight in weights.values())
     embeddings = weights["spikebert.embeddings.word_embeddings.weight"]
-    assert embeddings.std().item() == pytest.approx(0.02 if mode == "default" else 1.0, rel=0.1)
+    assert embeddings.std().item() == pytest.approx(1.0 if mode == "reference" else 0.02, rel=0.1)
     query = weights["spikebert.encoder.layer.0.attention.query.weight"]
     assert query.std().item() == pytest.approx(0.05, rel=0.1)
 
@@ -305,18 +308,20 @@ def test_attentions_count_the_channels_in_which_a_query_and_a_key_fire_at_once(m
     layers = signals_of(model.spikebert)
     lengths = (6, 2, 4)
     attentions = model(random_ids(3, 6), mask_of(*lengths), output_attentions=True).attentions
-    starts = [0, 6, 8] if mode == "default" else [0, 6, 12]  # published: padding is counted
+    starts = [0, 6, 12] if mode == "reference" else [0, 6, 8]  # published: padding is counted
     assert len(attentions) == 2
     for counts, seen in zip(attentions, layers, strict=True):
         expected = torch.zeros(3, 4, 6, 6, dtype=torch.float64)
         for row, start in enumerate(starts):
-            size = lengths[row] if mode == "default" else 6
+            size = 6 if mode == "reference" else lengths[row]
             for head, i, j in itertools.product(range(4), range(size), range(size)):
                 channels = slice(8 * head, 8 * head + 8)
                 both = seen["query"][:, start + i, channels] * seen["key"][:, start + j, channels]  # [T, d]
+                if mode == "neuromorphic":  # and the gate is open, and the value fires, too
+                    both = both * seen["context"][:, row, channels] * seen["value"][:, start + j, channels]
                 expected[row, head, i, j] = both.sum() / 3
         assert torch.equal(counts, expected)
-        assert len(counts.unique()) > 5
+        assert len(counts.unique()) > 4
     torch.testing.assert_close(
         model.spikebert(random_ids(3, 6), mask_of(*lengths), output_attentions=True).attentions, attentions, **EXACT
     )
@@ -556,12 +561,14 @@ def test_no_state_between_calls(cls, mode):
     first = main_output(model(ids, mask))
     attributes = [{name for name in vars(module)} for module in model.modules()]
     assert torch.equal(main_output(model(ids, mask)), first)
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}  # BatchNorms learn them
+    assert bool(statistics) == (mode == "neuromorphic")
     model.train()
     main_output(model(random_ids(2, 9, seed=5))).sum().backward()
     model.eval()
+    model.load_state_dict(statistics, strict=False)
     assert torch.equal(main_output(model(ids, mask)), first)
     assert [{name for name in vars(module)} for module in model.modules()] == attributes
-    assert not list(model.buffers())
     assert torch.equal(main_output(copy.deepcopy(model)(ids, mask)), first)
 
 
@@ -834,11 +841,14 @@ def test_firing_rates_equal_a_count_of_spikes(mode):
         for column, name in enumerate(FIRING_RATE_NAMES):
             for row, length in enumerate(lengths):
                 spikes = places = 0.0
-                first, length = (sum(lengths[:row]), length) if mode == "default" else (6 * row, 6)
+                first, length = (6 * row, 6) if mode == "reference" else (sum(lengths[:row]), length)
                 for t in range(3):
                     for token in range(first, first + length):  # published: padding is counted
-                        spikes += seen[name][t, token].sum().item()
-                        places += seen[name].shape[-1]
+                        fired = seen[name][t, row if (name, mode) == ("context", "neuromorphic") else token]
+                        if (name, mode) == ("context", "neuromorphic"):  # a gate of the sentence, and queries
+                            fired = fired * seen["query"][t, token]
+                        spikes += fired.sum().item()
+                        places += fired.numel()
                 assert rate[row, column].item() == pytest.approx(spikes / places, rel=1e-12), (name, row)
 
 
@@ -904,7 +914,8 @@ def test_constants_of_the_config_reach_the_neurons(mode):
     assert len(neurons) == 2 * 7
     for name, neuron in neurons.items():
         constants = neuron.neurons
-        assert constants.v_threshold == (0.4 if name.endswith("context_neuron") else 0.9)
+        own = name.endswith("context_neuron") and mode != "neuromorphic"
+        assert constants.v_threshold == (0.4 if own else 0.9)
         assert (constants.tau, constants.v_reset, constants.surrogate.alpha) == (3, 0.0, 3.0)
 
 
