@@ -162,6 +162,11 @@ class Sentences:
 
 def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> tuple[Sentences, list[LayerCount]]:
     """Runs the model, a SpikeBERT or a BERT-like encoder, on `inputs` (see `estimate_energy`) and counts."""
+    if spiking and getattr(model.config, "variant", None) == "neuromorphic":
+        raise ValueError(
+            "The account has no rules for the neuromorphic variant yet: its BatchNorms and gates would be counted as "
+            "parts that they are not. Pass a model of the variant membrane or published."
+        )
     counter = _Counter(model, spiking)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))

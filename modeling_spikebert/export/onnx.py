@@ -72,12 +72,14 @@ def export_onnx(
 
     Raises:
         TypeError: the model is no `SpikeBertForSequenceClassification`.
-        ValueError: an unknown precision, a layer of another kind, weights in half precision, spikes with early exit,
+        ValueError: an unknown precision, the neuromorphic variant, a layer of another kind, weights in half precision, spikes with early exit,
             or there are such files already.
         RuntimeError: a file does not compute what the model does; it is removed.
     """
     if not isinstance(model, SpikeBertForSequenceClassification):
         raise TypeError(f"Only a SpikeBertForSequenceClassification is exported, got {type(model).__name__}.")
+    if model.config.variant == "neuromorphic":
+        raise ValueError("ONNX files hold the variants membrane and published, and this model is of neuromorphic.")
     unknown = set(precisions) - FILES.keys()
     if unknown:
         raise ValueError(f"precisions must be among {', '.join(FILES)}, got {', '.join(sorted(unknown))}.")
