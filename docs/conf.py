@@ -14,7 +14,7 @@ from latex2mathml.converter import convert
 import modeling_spikebert
 
 project = "SpikeBERT"
-author = "The SpikeBERT authors"
+author = "The SpikeBERT package's contributors"
 release = version = modeling_spikebert.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -150,7 +150,7 @@ def test_other_forms_and_other_shares_of_text(data, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "dense"}, "--form must be one of membrane, published, one-bit, got dense"),
+        ({"form": "dense"}, "--form must be one of membrane, published, neuromorphic, one-bit, got dense"),
         ({"form": "one-bit", "num-time-steps": 4}, "--form one-bit has one time step"),
         ({"text-share": 2}, r"--text-share must be from 0 to 1, got 2\.0"),
         ({"train-copies": 0}, "--train-copies must be at least 1, got 0"),

@@ -72,8 +72,8 @@ def export_onnx(
 
     Raises:
         TypeError: the model is no `SpikeBertForSequenceClassification`.
-        ValueError: an unknown precision, the neuromorphic variant, a layer of another kind, weights in half precision, spikes with early exit,
-            or there are such files already.
+        ValueError: an unknown precision, the neuromorphic variant, a layer of another kind, weights in half precision,
+            spikes with early exit, or there are such files already.
         RuntimeError: a file does not compute what the model does; it is removed.
     """
     if not isinstance(model, SpikeBertForSequenceClassification):
