@@ -291,11 +291,13 @@ class SpikeBertSimulator(Simulator):
         return self.neurons(layer, self.layer_norm_steps(f"{layer}.norm", x))
 
     def neurons(self, layer: str, x: Sequence, threshold: float | None = None) -> Sequence:
-        """LIF neurons: charge, fire, reset."""
-        ops, config = self.operations, self.model.config
-        if threshold is None:
-            threshold = config.v_threshold
-        rest = 0.0 if config.v_reset is None else config.v_reset
+        """LIF neurons with the constants of the config."""
+        config = self.model.config
+        return self.lif(layer, x, config.tau, config.v_threshold if threshold is None else threshold, config.v_reset)
+
+    def lif(self, layer: str, x: Sequence, tau: float, threshold: float, v_reset: float | None) -> Sequence:
+        """Charge, fire, reset."""
+        ops, rest = self.operations, 0.0 if v_reset is None else v_reset
         v = [[rest for _ in x_i] for x_i in x[0]]  # [token][neuron]
         spikes = []
         for x_t in x:
@@ -305,9 +307,9 @@ class SpikeBertSimulator(Simulator):
                     leak = v[i][d]
                     if rest != 0:
                         leak = ops.subtract(layer, leak, rest)
-                    h = ops.divide_add(layer, ops.subtract(layer, current, leak), config.tau, v[i][d])
+                    h = ops.divide_add(layer, ops.subtract(layer, current, leak), tau, v[i][d])
                     fires = ops.reaches(layer, h, threshold)
-                    if fires and config.v_reset is None:
+                    if fires and v_reset is None:
                         h = ops.subtract(layer, h, threshold)
                     elif fires:
                         h = ops.overwrite(layer, rest)
@@ -364,6 +366,110 @@ class SpikeBertSimulator(Simulator):
                 total = ops.add(layer, total, x_i[d])
             means.append(ops.divide(layer, total, len(x)))
         return means
+
+
+class NeuromorphicSimulator(SpikeBertSimulator):
+    """The variant as a chip has it: norms are in the weights, and a product of two spikes is a neuron."""
+
+    def folded(self, norm: str) -> tuple[Vector, Vector]:
+        """Gain and shift of each channel. They are computed before any sentence comes, and cost nothing."""
+        norm = self.model.get_submodule(f"{norm}.batch_norm")
+        weight, bias, mean, var = (
+            tensor.tolist() for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
+        gain = [w / math.sqrt(v + norm.eps) for w, v in zip(weight, var, strict=True)]
+        return gain, [b - m * g for b, m, g in zip(bias, mean, gain, strict=True)]
+
+    def sentence(self, ids: list[int], mask: list[int], types: list[int]):
+        config = self.model.config
+        tokens = [i for i in range(len(ids)) if mask[i]]
+        self.is_real = [True for _ in tokens]
+        rows = [("word_embeddings", [ids[i] for i in tokens]), ("position_embeddings", tokens)]
+        if config.type_vocab_size:
+            rows.append(("token_type_embeddings", [types[i] for i in tokens]))
+        gain, shift = self.folded(self.path("embeddings"))  # into the tables
+        first = [[g * e + s for g, e, s in zip(gain, e_i, shift, strict=True)] for e_i in self.embed(rows)]
+        x = [first for _ in range(config.num_time_steps)]
+        for layer in range(config.num_hidden_layers):
+            name = self.path("encoder", "layer", str(layer))
+            x = self.shortcut(f"{name}.attention.shortcut", x, self.gated_attention(f"{name}.attention", x))
+            spikes = self.folded_linear(f"{name}.mlp", "intermediate", self.read(f"{name}.mlp.input_neuron", x))
+            x = self.shortcut(f"{name}.mlp.shortcut", x, self.spike_linear(f"{name}.mlp.output", spikes))
+        if self.base == "":
+            return self.mean_over_time(x)
+        scores = self.spike_linear("classifier", self.read("norm", x))  # of each token and time step
+        return self.mean_of_scores([score for scores_t in scores for score in scores_t])
+
+    def mean_of_scores(self, scores: list[Vector]) -> Vector:
+        means = []
+        for c in range(len(scores[0])):
+            total = 0.0
+            for score in scores:
+                total = self.operations.add("pooling", total, score[c])
+            means.append(self.operations.divide("pooling", total, len(scores)))
+        return means
+
+    def read(self, layer: str, x: Sequence) -> Sequence:
+        """Neurons that read the shortcut through a gain and a bias."""
+        gain, shift = self.folded(layer)
+        current = [
+            [
+                [
+                    self.operations.multiply_add(f"{layer}.norm", g, a, s)
+                    for g, a, s in zip(gain, x_i, shift, strict=True)
+                ]
+                for x_i in x_t
+            ]
+            for x_t in x
+        ]
+        return self.neurons(layer, current)
+
+    def folded_linear(self, name: str, part: str, spikes: Sequence) -> Sequence:
+        gain, shift = self.folded(f"{name}.{part}_neuron")
+        current = self.spike_linear(f"{name}.{part}", spikes)  # with the gain and shift on each output: in its weights
+        current = [[[g * a + s for g, a, s in zip(gain, x_i, shift, strict=True)] for x_i in x_t] for x_t in current]
+        return self.neurons(f"{name}.{part}_neuron", current)
+
+    def gated_attention(self, name: str, x: Sequence) -> Sequence:
+        ops, n = self.operations, len(x[0])
+        spikes = self.read(f"{name}.input_neuron", x)
+        q, k, v = (self.folded_linear(name, part, spikes) for part in ("query", "key", "value"))
+        both = self.lif(f"{name}.product_neuron", self.arrive(f"{name}.product", k, v), 2.0, 1.0, 0.0)
+        self.see(f"{name}.sum", both)
+        self.publish_spikes(f"{name}.sum", both, synapses=1)
+        gain, shift = self.folded(f"{name}.context_neuron")
+        asked = []
+        for both_t in both:
+            totals = list(shift)
+            for both_i in both_t:
+                for d, spike in enumerate(both_i):
+                    if spike:
+                        totals[d] = ops.add(f"{name}.sum", totals[d], gain[d])
+            asked.append([totals])
+        gates = self.neurons(f"{name}.context_neuron", asked)
+        for gates_t in gates:
+            self.inputs[f"{name}.broadcast"]["real"].extend(gates_t[0])
+        self.publish_spikes(f"{name}.broadcast", gates, synapses=n)
+        current = self.arrive(f"{name}.masked", q)
+        for current_t, gates_t in zip(current, gates, strict=True):
+            for current_i in current_t:
+                for d, gate in enumerate(gates_t[0]):
+                    if gate:
+                        current_i[d] = ops.add(f"{name}.broadcast", current_i[d], 1.0)
+        return self.spike_linear(f"{name}.output", self.lif(f"{name}.masked_neuron", current, 2.0, 1.0, 0.0))
+
+    def arrive(self, layer: str, *sources: Sequence) -> Sequence:
+        """Currents of neurons with one synapse of weight 1 from each source."""
+        current = [[[0.0 for _ in x_i] for x_i in x_t] for x_t in sources[0]]
+        for source in sources:
+            self.see(layer, source)
+            self.publish_spikes(layer, source, synapses=1)
+            for t, x_t in enumerate(source):
+                for i, x_i in enumerate(x_t):
+                    for d, spike in enumerate(x_i):
+                        if spike:
+                            current[t][i][d] = self.operations.add(layer, current[t][i][d], 1.0)
+        return current
 
 
 class BertSimulator(Simulator):

@@ -34,6 +34,7 @@ PARTS = {
     "attention": "attention products",
     "neuron": "neurons",
     "layer_norm": "LayerNorm",
+    "batch_norm": "BatchNorm in front of neurons",
     "activation": "activations",
     "shortcut": "shortcuts",
     "embedding": "embeddings, encoding",
@@ -140,6 +141,32 @@ class LayerCount(Layer):
     def read_real(self, values: int) -> None:
         self.input.add(Signal("real", Counter(real=values)))
 
+    def transmit(self, spikes: Signal, events: int, dense_macs: int) -> None:
+        """Binary spikes through synapses, of which so many were reached."""
+        self.input.add(spikes)
+        self.dense_macs += dense_macs
+        self.active_synapses += events
+        self.synaptic_events += events
+
+    def fire(self, spikes: Signal, v_reset: float | None) -> None:
+        """LIF neurons, from currents to these spikes."""
+        self.output = self.output or Signal()
+        self.output.add(spikes)
+        self.input.add(Signal("real", spikes.entries))
+        updates = spikes.entries.total()
+        # h = v + (x - (v - r)) / tau: the factor 1 / tau with its addition; x - v; v - r if r is not 0; the comparison;
+        # and one addition for each spike that resets its membrane.
+        self.multiplications += updates
+        self.additions += updates * (3 if v_reset else 2) + spikes.nonzero.total()
+        self.traffic["binary"] += updates
+        self.traffic["real"] += 2 * updates  # the membrane, read and written
+
+    def scale(self, values: int) -> None:
+        """A gain and a bias for real values."""
+        self.read_real(values)
+        self.multiplications += values
+        self.traffic["real"] += values
+
 
 @dataclass(kw_only=True)
 class Sentences:
@@ -162,11 +189,6 @@ class Sentences:
 
 def count_operations(model: PreTrainedModel, spiking: bool, inputs: Any) -> tuple[Sentences, list[LayerCount]]:
     """Runs the model, a SpikeBERT or a BERT-like encoder, on `inputs` (see `estimate_energy`) and counts."""
-    if spiking and getattr(model.config, "variant", None) == "neuromorphic":
-        raise ValueError(
-            "The account has no rules for the neuromorphic variant yet: its BatchNorms and gates would be counted as "
-            "parts that they are not. Pass a model of the variant membrane or published."
-        )
     counter = _Counter(model, spiking)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
@@ -253,6 +275,7 @@ class _Counter:
         self.model = model
         self.config: Any = model.config
         self.spiking = spiking
+        self.folds = spiking and self.config.variant == "neuromorphic"
         self.sentences = Sentences(padding_counts=spiking and self.config.variant == "published")
         self.layers: dict[str, LayerCount] = {}
         self.unknown: dict[str, nn.Module] = {}
@@ -389,6 +412,8 @@ class _Counter:
     def linear(self, name: str, module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
         x, *_ = args
         head = self.model.base_model is not self.model and not name.startswith(self.model.base_model_prefix + ".")
+        if head and self.folds:
+            return  # its spikes were counted where they came from
         layer = self.layer(name, "head" if head else "linear", x)
         signal = self.look(x)
         layer.input.add(signal)
@@ -418,18 +443,15 @@ class _Counter:
         current, *_ = args
         if module.weight is not None:
             self.count_norm(f"{name}.norm", module, current, beside=name)
-        layer = self.layer(name, "neuron", current)
-        spikes = self.look(output)
-        layer.output = layer.output or Signal()
-        layer.output.add(spikes)
-        layer.input.add(Signal("real", spikes.entries))
-        updates = spikes.entries.total()
-        # h = v + (x - (v - r)) / tau: the factor 1 / tau with its addition; x - v; v - r if r is not 0; the comparison;
-        # and one addition for each spike that resets its membrane.
-        layer.multiplications += updates
-        layer.additions += updates * (3 if module.neurons.v_reset else 2) + spikes.nonzero.total()
-        layer.traffic["binary"] += updates
-        layer.traffic["real"] += 2 * updates  # the membrane, read and written
+        if self.folds and name.endswith(("input_neuron", "norm")):  # nothing in front into which the norm folds
+            gains = self.layer(f"{name}.norm", "batch_norm", current, beside=name)
+            gains.scale(self.vectors(current) * current.shape[-1])
+            gains.traffic["real"] += self.batch * 2 * current.shape[-1]
+        self.layer(name, "neuron", current).fire(self.look(output), module.neurons.v_reset)
+        if self.folds and name.endswith("context_neuron"):
+            self.gates = output
+        if self.folds and name == "norm":
+            self.spikes_to_classifier(output)
 
     def encoding(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         embeddings, *_ = args
@@ -449,10 +471,23 @@ class _Counter:
         layer.additions += (len(tables) - 1) * values
         layer.traffic["real"] += (len(tables) + 1) * values  # rows read, their sum written
 
+    def spikes_to_classifier(self, spikes: Tensor) -> None:
+        """Class scores are sums over spikes, and then over tokens and time steps."""
+        linear: Any = self.model.classifier
+        signal = self.look(spikes)
+        layer = self.layer("classifier", "head", spikes)
+        vectors = self.vectors(spikes)
+        dense = vectors // layer.num_time_steps * linear.weight.numel()
+        layer.transmit(signal, signal.nonzero.total() * linear.out_features, dense)
+        layer.traffic["real"] += self.batch * parameters_of(linear) + vectors * linear.out_features
+
     def spiking_attention(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         branch, (_, query, key, value, _) = output
         self.shortcut(name, module, args, (branch, ()))
         _, tokens = args
+        if self.folds:
+            self.spike_driven_attention(name, query, key, value, output[1][4])
+            return
         signals = [self.look(signal) for signal in (query, key, value)]
         kind = max((signal.kind for signal in signals), key=INPUT_KINDS.index)
         # [T, N, D] to [T, B, L, D], with 0 for padding unless it counts
@@ -484,12 +519,31 @@ class _Counter:
         context.traffic["real"] += results
         context.multiplications += results  # attention_scale
 
+    def spike_driven_attention(self, name: str, query: Tensor, key: Tensor, value: Tensor, context: Tensor) -> None:
+        """A product of two spikes is a neuron with two synapses; a sum over tokens, and the way back, are synapses."""
+        place = f"{name}.value_neuron"
+        values = self.tokens * query.shape[-1]
+        product = self.look(key * value)
+        edges = self.layer(f"{name}.product", "attention", key, place)
+        for spikes in (self.look(key), self.look(value)):
+            edges.transmit(spikes, spikes.nonzero.total(), values)
+        self.layer(f"{name}.product_neuron", "neuron", key, place).fire(product, 0.0)
+        sums = self.layer(f"{name}.sum", "attention", key, place)
+        sums.transmit(product, product.nonzero.total(), values)
+        sums.traffic["real"] += self.batch * query.shape[-1] * (2 + sums.num_time_steps)  # weight, bias, results
+        place = f"{name}.context_neuron"
+        opened = int((self.gates.sum((0, 2), dtype=torch.int64) * self.lengths).sum())  # a synapse at each token
+        self.layer(f"{name}.broadcast", "attention", key, place).transmit(self.look(self.gates), opened, values)
+        spikes = self.look(query)
+        self.layer(f"{name}.masked", "attention", key, place).transmit(spikes, spikes.nonzero.total(), values)
+        self.layer(f"{name}.masked_neuron", "neuron", key, place).fire(self.look(context), 0.0)
+
     def shortcut(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         branch = output[0]
         layer = self.layer(f"{name}.shortcut", "shortcut", branch, beside=f"{name}.dropout")
         signal = self.look(branch)
         values = signal.entries.total()
-        real = self.config.variant == "membrane"
+        real = self.config.variant != "published"
         layer.input.add(Signal("real", signal.entries) if real else signal)
         layer.additions += values if real else signal.magnitude.total()
         layer.traffic["real" if real else "integer"] += 2 * values  # the stream, read and written
@@ -498,6 +552,13 @@ class _Counter:
         """Mean over time steps and, with a classifier, over tokens."""
         layer = self.layer("pooling", "head", beside="dropout")
         width, steps = self.config.hidden_size, self.config.num_time_steps
+        if self.folds and module is not module.base_model:  # of class scores
+            classes = module.classifier.out_features
+            layer.read_real(steps * self.tokens * classes)
+            layer.additions += steps * self.tokens * classes
+            layer.multiplications += self.batch * classes
+            layer.traffic["real"] += self.batch * classes
+            return
         values = self.tokens * width
         layer.read_real(steps * values)
         layer.additions += steps * values

@@ -297,11 +297,18 @@ def estimate_energy(
     if not isinstance(constants, EnergyConstants):
         raise TypeError(f"constants must be EnergyConstants, such as CONSTANTS['7nm-int8'], got {constants!r}.")
     spiking = is_spiking(model)
-    sentences, layers = count_operations(model, spiking, inputs)
     config: Any = model.config
+    name = config.name_or_path or type(model).__name__
+    return report_of(name, config, spiking, *count_operations(model, spiking, inputs), constants)
+
+
+def report_of(
+    name: str, config: Any, spiking: bool, sentences: Sentences, layers: list[LayerCount], constants: EnergyConstants
+) -> EnergyReport:
+    """Prices what was counted in a model with this config."""
     return EnergyReport(
         **vars(sentences),
-        model_name=config.name_or_path or type(model).__name__,
+        model_name=name,
         spiking=spiking,
         num_hidden_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,

@@ -117,7 +117,11 @@ def spikes_of(
             for name, module in block.named_modules():
                 if name.endswith("_neuron") and hasattr(module, "neurons"):
                     hook = _keep(spikes[-1], _signal(name))
-                    stack.callback(module.register_forward_hook(hook).remove)
+                elif getattr(module, "spike_driven", False):  # behind the gates, whose neurons belong to no token
+                    hook = _keep_context(spikes[-1])
+                else:
+                    continue
+                stack.callback(module.register_forward_hook(hook).remove)
         logits = logits_per_step(model, encoded, num_time_steps)
     steps = config.num_time_steps if num_time_steps is None else num_time_steps
     return SentenceSpikes(
@@ -218,6 +222,14 @@ def _base(model: PreTrainedModel) -> Any:
 def _keep(spikes: dict[str, Tensor], name: str) -> Any:
     def hook(module: Any, args: Any, output: Tensor) -> None:  # [T, N, D]: of one sentence, the tokens of all
         spikes[name] = (output != 0).cpu()
+
+    return hook
+
+
+def _keep_context(spikes: dict[str, Tensor]) -> Any:
+    def hook(module: Any, args: Any, output: Any) -> None:
+        _, (*_, context) = output
+        spikes["context"] = (context != 0).cpu()
 
     return hook
 
