@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     teacher.accepts_loss_kwargs = False  # BERT takes num_items_in_batch and does not use it
     if args.teacher is None:
         teacher.config.name_or_path = TEACHER
-    sizes = {"num_hidden_layers": args.num_hidden_layers, "num_time_steps": args.num_time_steps}
+    sizes = {name: getattr(args, name) for name in ("num_hidden_layers", "num_time_steps", "variant")}
     config = SpikeBertModel.from_teacher(teacher, **sizes).config  # an unfit teacher is refused before any training
     if args.max_length > config.max_position_embeddings:
         raise ValueError(f"--max-length {args.max_length} exceeds the {config.max_position_embeddings} positions.")

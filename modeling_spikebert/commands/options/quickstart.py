@@ -5,6 +5,7 @@ counts their energy."""
 
 import argparse
 from dataclasses import dataclass, field
+from typing import Literal
 
 from . import OptionParser, check_at_least, of_class
 
@@ -33,6 +34,9 @@ class QuickstartArguments:
     output_dir: str = field(default="runs/quickstart", metadata={"help": "The run folder; must be new or empty."})
     num_hidden_layers: int = field(default=3, metadata={"help": "Depth of the student."})
     num_time_steps: int = field(default=2, metadata={"help": "Time steps of the student."})
+    variant: Literal["membrane", "neuromorphic"] = field(
+        default="membrane", metadata={"help": "Of the student; neuromorphic is the one for chips."}
+    )
     max_length: int = field(default=48, metadata={"help": "Longest sentence, in tokens."})
     batch_size: int = field(default=16, metadata={"help": "Sentences in a step."})
     teacher_steps: int = field(default=240, metadata={"help": "Optimiser steps that fine-tune the teacher."})
@@ -65,7 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             "label_column",
             "max_length",
         ),
-        "student": ("num_hidden_layers", "num_time_steps"),
+        "student": ("num_hidden_layers", "num_time_steps", "variant"),
         "training": (
             "teacher_steps",
             "general_steps",
