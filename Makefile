@@ -7,7 +7,7 @@ help:  ## show these lines
 
 install:  ## the package, its tests' tools and the commit hooks
 	pip install -c constraints.txt -e ".[quickstart,test]"
-	pip install -c constraints.txt --no-deps neurobench
+	pip install -c constraints.txt --no-deps neurobench spikingjelly
 	pre-commit install
 
 test-fast:  ## the oracles of model, operators and energy: minutes

@@ -55,6 +55,7 @@ LAYERS = [
     {"export", "hub", "registration", "serving"},
     {"data", "energy"},
     {"distillation", "pictures"},
+    {"neuromorphic"},
     {"commands"},
     {"__main__"},
 ]

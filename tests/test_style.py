@@ -33,7 +33,7 @@ def test_hooks_pass_on_all_files(tmp_path):
 
 def test_ci_runs_the_command_of_the_readme():
     install = 'pip install -c constraints.txt -e ".[quickstart,test]"'
-    command = f"{install} && pip install -c constraints.txt --no-deps neurobench && pytest"
+    command = f"{install} && pip install -c constraints.txt --no-deps neurobench spikingjelly && pytest"
     for file in ("README.md", ".ci/run"):
         assert command in (ROOT / file).read_text().splitlines(), file
     for part in command.split(" && "):

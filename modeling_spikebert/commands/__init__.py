@@ -14,7 +14,7 @@ COMMANDS = {
     "energy": "count operations and energy of a model on given sentences, compared with a BERT",
     "show": "draw a model's spikes, firing rates and energy for a sentence",
     "augment": "write changed copies of training text, which the teacher labels in stage 2",
-    "export": "write a classifier as ONNX files, for ONNX Runtime, servers and browsers",
+    "export": "write a classifier for ONNX Runtime, servers and browsers, or for neuromorphic hardware",
     "convert": "make a folder that loads from a state dict of the published code",
     "serve": "answer HTTP requests with an exported model, on ONNX Runtime",
 }

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ..console.loudness import set_loudness
-from ..console.text import did_you_mean
+from ..console.text import did_you_mean, number
 from ..data import DataError, load_unlabelled, tokenize
 from ..energy import CONSTANTS, EnergyComparison, EnergyConstants, EnergyReport, measured_energy
 from ..hub.fetching import load_model, loading
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.plots is not None:
         from .. import pictures
     sentences = _sentences(args)
+    if args.model.endswith(".nir"):
+        return _of_graph(args, sentences, constants)
     names = [args.model] if args.teacher is None else [args.model, args.teacher]
     models = [load(name) for name in names]
     args.max_length = longest_input(args.max_length, dict(zip(names, models, strict=True)))
@@ -39,9 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     comparison = EnergyComparison(*reports)
     print(f"{reports[0]}\n\n{comparison}")
     figures = comparison.to_dict()
-    if args.json is not None:
-        Path(args.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
-        print(f"\nWritten: {args.json}")
+    _write_json(args, figures)
     if args.plots is not None:
         folder = Path(args.plots)
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,36 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.teacher is None:
         print("\nTo compare with a BERT, name one with --teacher.")
     return figures
+
+
+def _of_graph(args: argparse.Namespace, sentences: list[str], constants: EnergyConstants) -> dict[str, Any]:
+    """The account of an exported graph, and its sizes."""
+    try:
+        from ..neuromorphic import graph_energy, read_export, size_table
+    except ModuleNotFoundError as error:
+        raise ImportError('nir is missing. Install it with: pip install -c constraints.txt ".[nir]"') from error
+    if args.teacher is not None or args.plots is not None:
+        raise ValueError("--teacher and --plots are for checkpoints. Leave them out, or name the folder of the graph.")
+    graph, model = read_export(args.model)
+    most = int(graph.nodes["input"].output_type["output"][1])
+    if args.max_length is not None and args.max_length > most:
+        raise ValueError(f"--max-length {args.max_length} exceeds the {most} tokens of {args.model}. Export more.")
+    args.max_length = most if args.max_length is None else args.max_length
+    batches = _batches(str(Path(args.model).parent), sentences, args)
+    report, traffic = graph_energy(graph, model, batches, constants, args.model)
+    spikes = {name: count / traffic.num_sentences for name, count in traffic.spikes.items()}
+    padding = traffic.padding / traffic.num_sentences
+    print(f"{report}\n\n{size_table(graph, spikes)}\n")
+    print(f"Spikes are those of a sentence. Its padding takes {number(padding)} additions more, which no row has.")
+    figures = report.to_dict() | {"spikes": spikes, "additions_of_padding": padding}
+    _write_json(args, figures)
+    return figures
+
+
+def _write_json(args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        print(f"\nWritten: {args.json}")
 
 
 def constants_of(name: str) -> EnergyConstants:
@@ -100,6 +130,11 @@ def _sentences(args: argparse.Namespace) -> list[str]:
 def _report(
     model: PreTrainedModel, name: str, sentences: list[str], args: argparse.Namespace, constants: EnergyConstants
 ) -> EnergyReport:
+    return measured_energy(model, _batches(name, sentences, args), constants)
+
+
+def _batches(name: str, sentences: list[str], args: argparse.Namespace) -> list[Any]:
+    """Sentences as the tokenizer of a model cuts them."""
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name)
     lengths = [len(ids) for ids in tokenizer(sentences, verbose=False)["input_ids"]]
@@ -107,5 +142,4 @@ def _report(
     if cut:
         print(f"{name}: {cut} of {len(lengths)} sentences are cut at {args.max_length} tokens (--max-length).\n")
     tokens = tokenize(Dataset.from_dict({"text": sentences}), tokenizer, args.max_length)
-    batches = list(DataLoader(tokens, batch_size=args.batch_size, collate_fn=DataCollatorWithPadding(tokenizer)))
-    return measured_energy(model, batches, constants)
+    return list(DataLoader(tokens, batch_size=args.batch_size, collate_fn=DataCollatorWithPadding(tokenizer)))

@@ -1,37 +1,52 @@
-"""`spikebert export`: a classifier as ONNX files, for ONNX Runtime, servers and browsers.
-
-Writes `onnx/model.onnx` (float32) and `onnx/model_int8.onnx`, with `config.json` and tokenizer beside them, and
-compares the scores of each file with those of the model. Needs `pip install -c constraints.txt ".[onnx]"` in a clone.
-"""
+"""`spikebert export`: a classifier for ONNX Runtime, servers and browsers, or for neuromorphic hardware."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from ..console.loudness import set_loudness
+from ..console.text import number
 from ..hub.fetching import load_model, loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification
 
-EXTRA = 'onnx and onnxruntime are missing. Install them with: pip install -c constraints.txt ".[onnx]"'
+EXTRAS = {
+    "onnx": 'onnx and onnxruntime are missing. Install them with: pip install -c constraints.txt ".[onnx]"',
+    "nir": 'nir is missing. Install it with: pip install -c constraints.txt ".[nir]"',
+    "events": 'nir or matplotlib is missing. Install them with: pip install -c constraints.txt ".[nir,energy]"',
+}
 
 
 def run(args: argparse.Namespace) -> None:
     set_loudness(args.verbose)
+    write = {"onnx": _onnx, "nir": _nir, "events": _events}[args.format]
     try:
-        from ..export import export_onnx
+        write(args)
     except ModuleNotFoundError as error:
-        raise ImportError(EXTRA) from error
-    given = {"num_time_steps": args.num_time_steps, "exit_threshold": args.exit_threshold}
-    options = {name: value for name, value in given.items() if value is not None}
+        raise ImportError(EXTRAS[args.format]) from error
+
+
+def _load(args: argparse.Namespace, **options: Any) -> tuple[SpikeBertForSequenceClassification, Any]:
+    """The classifier and its tokenizer; options of the config that are None stay as they are."""
     with loading(args.model):
         config = AutoConfig.from_pretrained(args.model)
         if config.model_type != "spikebert":
             raise ValueError(f"{args.model} is a model of type {config.model_type}, and no SpikeBERT.")
         if not any("ForSequenceClassification" in name for name in config.architectures or ()):
             raise ValueError(f"{args.model} has no classifier. Export a student that stage 2 has taught.")
-        model = load_model(SpikeBertForSequenceClassification, args.model, **options)
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        given = {name: value for name, value in options.items() if value is not None}
+        model = load_model(SpikeBertForSequenceClassification, args.model, **given)
+        return model, AutoTokenizer.from_pretrained(args.model)
+
+
+def _onnx(args: argparse.Namespace) -> None:
+    from ..export import export_onnx
+
+    model, tokenizer = _load(args, num_time_steps=args.num_time_steps, exit_threshold=args.exit_threshold)
     checks = export_onnx(model, Path(args.output_dir), tokenizer, tuple(args.precision), args.with_spikes)
     for name, found in checks.items():
         differing = f"{found.num_differing} of 64 sentences differ" if found.num_differing else "64 sentences agree"
@@ -40,3 +55,54 @@ def run(args: argparse.Namespace) -> None:
             f"{differing}, the others to {found.largest_error:.1e}"
         )
     print(f"Next: spikebert serve {args.output_dir}")
+
+
+def _nir(args: argparse.Namespace) -> None:
+    from ..neuromorphic import export_nir, size_table
+
+    model, tokenizer = _load(args)
+    found = export_nir(model, args.output_dir, tokenizer, args.num_tokens, args.num_time_steps)
+    steps, tokens = int(found.graph.metadata["num_time_steps"]), found.graph.nodes["input"].output_type["output"][1]
+    print(f"{found.file}: {found.megabytes:.1f} MB, {len(found.graph.nodes)} nodes, {tokens} tokens, T {steps}")
+    print("It fires as the checkpoint beside it does, on 64 sentences of random tokens.")
+    print(f"Weights of 8 bits change the class of {found.num_other_classes} of these sentences.\n")
+    print(size_table(found.graph))
+    print(f'\nNext: spikebert energy {found.file} --text "A sentence."')
+
+
+def _events(args: argparse.Namespace) -> None:
+    from ..neuromorphic import GRAPH_NAME, input_currents, read_export, run, save_events
+    from ..pictures import raster, save, spikes_of
+
+    folder = Path(args.output_dir)
+    file = folder / "events.npz"
+    if file.exists():
+        raise ValueError(f"{file} is there already. Choose another folder, or remove it.")
+    model, tokenizer = _load(args)
+    seen = [spikes_of(model, tokenizer, text, args.num_time_steps) for text in args.text]
+    graph_file = Path(args.model) / GRAPH_NAME
+    spikes: list[Mapping[str, Tensor]] = []
+    arrays = {}
+    if graph_file.is_file():
+        graph, _ = read_export(graph_file)
+        most, steps = int(graph.nodes["input"].output_type["output"][1]), int(graph.metadata["num_time_steps"])
+        if args.num_time_steps not in (None, steps):
+            raise ValueError(f"{graph_file} has {steps} time steps. Leave out --num-time-steps, or export it anew.")
+        batch = tokenizer(args.text, padding=True, return_tensors="pt")
+        currents = input_currents(model, batch, most)
+        traces = list(run(graph, currents, steps))
+        names = list(traces[0].spikes)
+        for i in range(len(args.text)):
+            spikes.append({name: torch.stack([trace.spikes[name][i] for trace in traces]) for name in names})
+        arrays["currents"] = currents.numpy()
+        arrays["class_currents"] = torch.stack([trace.output for trace in traces], dim=1).numpy()
+    else:
+        for found in seen:
+            blocks = enumerate(found.spikes)
+            spikes.append({f"layer.{i}.{n}": x.transpose(1, 2) for i, block in blocks for n, x in block.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    count = save_events(file, args.text, spikes, **arrays)
+    print(f"{file}: {number(count)} spikes of {len(args.text)} sentences in {len(spikes[0])} layers of neurons")
+    for i, found in enumerate(seen, 1):
+        name = "raster" if len(seen) == 1 else f"raster-{i}"
+        print(", ".join(map(str, save(raster(found), folder, name, ["png"]))))

@@ -20,7 +20,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__,
         examples=EXAMPLES,
     )
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub name of a SpikeBERT")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder or Hub name of a SpikeBERT, or the .nir file of an export"
+    )
     sentences = parser.add_argument_group("sentences, in one of three ways")
     text = sentences.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", nargs="+", metavar="SENTENCE", help="sentences to count")

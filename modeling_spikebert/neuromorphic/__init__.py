@@ -1,0 +1,35 @@
+"""SpikeBERT as a graph for neuromorphic hardware: weights of 8 bits, NIR, sizes, energy and events."""
+
+try:
+    import nir  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "Graphs for neuromorphic hardware need nir, which is not installed. Install the extra: "
+        "pip install -c constraints.txt '.[nir]'."
+    ) from error
+
+from .account import Traffic, graph_energy
+from .events import save_events
+from .export import GRAPH_NAME, NirExport, export_nir, read_export
+from .fixed_point import to_fixed_point
+from .graph import build
+from .interpreter import Trace, input_currents, run
+from .sizes import Population, populations_of, size_table
+
+__all__ = [
+    "GRAPH_NAME",
+    "NirExport",
+    "Population",
+    "Trace",
+    "Traffic",
+    "build",
+    "export_nir",
+    "graph_energy",
+    "input_currents",
+    "populations_of",
+    "read_export",
+    "run",
+    "save_events",
+    "size_table",
+    "to_fixed_point",
+]

@@ -1,0 +1,113 @@
+"""`export_nir`: a folder with a NIR graph, and beside it the checkpoint in fixed point that it transcribes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nir
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling_spikebert import SpikeBertForSequenceClassification
+from .fixed_point import check_maps, to_fixed_point
+from .graph import build, check_size
+from .interpreter import input_currents, run
+
+GRAPH_NAME = "model.nir"
+NUM_TOKENS = 64
+NUM_SENTENCES = 64
+
+
+@dataclass(frozen=True)
+class NirExport:
+    """What was written, and how it was checked on 64 sentences of random tokens.
+
+    Args:
+        file: the graph.
+        megabytes: its size.
+        graph: as it was read again.
+        num_other_classes: sentences to which the weights of 8 bits give another class than those before.
+    """
+
+    file: Path
+    megabytes: float
+    graph: nir.NIRGraph
+    num_other_classes: int
+
+
+def export_nir(
+    model: SpikeBertForSequenceClassification,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    num_tokens: int | None = None,
+    num_time_steps: int | None = None,
+) -> NirExport:
+    """Writes `model.nir`, and beside it the checkpoint in fixed point that has the same spikes, and its tokenizer.
+
+    Args:
+        model: a classifier of the neuromorphic variant.
+        folder: new, or without a graph.
+        tokenizer: is saved as well.
+        num_tokens: `L` of the graph, its longest sentence; 64, or the positions of the model if fewer.
+        num_time_steps: for which sums are exact; those of the model if absent.
+
+    Raises:
+        TypeError: the model is no `SpikeBertForSequenceClassification`.
+        ValueError: it has parts that do not map, too many tokens, or there is a graph already.
+        RuntimeError: the graph does not fire as the checkpoint does; it is removed.
+    """
+    check_maps(model)
+    file = Path(folder) / GRAPH_NAME
+    if file.exists():
+        raise ValueError(f"{file} is there already. Choose another folder, or remove it.")
+    if num_tokens is None:
+        num_tokens = min(NUM_TOKENS, model.config.max_position_embeddings)
+    check_size(model, num_tokens)
+    steps = model.config.num_time_steps if num_time_steps is None else num_time_steps
+    rounded = to_fixed_point(model, num_tokens, steps)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nir.write(str(file), build(rounded, num_tokens))
+    try:
+        graph = nir.read(str(file))
+        others = _check(model, rounded, graph, num_tokens)
+    except Exception:
+        file.unlink()
+        raise
+    rounded.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return NirExport(file, file.stat().st_size / 1e6, graph, others)
+
+
+def read_export(file: str | Path) -> tuple[nir.NIRGraph, SpikeBertForSequenceClassification]:
+    """The graph of a file, and the checkpoint beside it."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"There is no {file}. Write one with: spikebert export FOLDER --format nir.")
+    try:
+        graph = nir.read(str(file))
+    except Exception as error:  # h5py and nir raise what they meet
+        raise ValueError(f"{file} cannot be read as a NIR graph ({error}). Export it again.") from error
+    return graph, SpikeBertForSequenceClassification.from_pretrained(Path(file).parent).eval()
+
+
+@torch.no_grad()
+def _check(model: Any, rounded: Any, graph: nir.NIRGraph, num_tokens: int) -> int:
+    """Compares the spikes in front of the classifier, which all others lead to; returns how many classes changed."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, model.config.vocab_size, (NUM_SENTENCES, num_tokens), generator=generator)
+    lengths = torch.randint(1, num_tokens + 1, (NUM_SENTENCES, 1), generator=generator)
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(num_tokens) < lengths).long()}
+    steps = int(graph.metadata["num_time_steps"])
+    outputs = rounded.spikebert(**batch, num_time_steps=steps)
+    features = rounded.features(outputs, batch["attention_mask"]) * batch["attention_mask"].unsqueeze(
+        -1
+    )  # [T, B, L, D]
+    for step, trace in enumerate(run(graph, input_currents(rounded, batch, num_tokens), steps)):
+        if not torch.equal(trace.spikes["norm"].transpose(1, 2), features[step] != 0):
+            raise RuntimeError(
+                f"The graph fires otherwise than the checkpoint in time step {step + 1}. Please report it."
+            )
+    device = next(model.parameters()).device
+    before = model.eval()(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.cpu()
+    after = rounded(**batch).logits
+    return int((before.argmax(-1) != after.argmax(-1)).sum())

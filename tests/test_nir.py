@@ -1,0 +1,558 @@
+"""From a model to a NIR graph: fixed point, the graph in three independent readers, sizes, energy, events, errors."""
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+import nir
+import numpy as np
+import pytest
+import torch
+from helpers import make_neurons_fire, mask_of, random_ids, tiny_model
+from nir_reader import NumpyNir
+from snntorch.import_nir import import_from_nir as read_by_snntorch
+from spikingjelly.activation_based.nir_exchange import import_from_nir as read_by_spikingjelly
+from tiny_training import tiny_tokenizer
+
+from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
+from modeling_spikebert.commands import main as spikebert
+from modeling_spikebert.energy import estimate_energy
+from modeling_spikebert.neuromorphic import (
+    build,
+    export_nir,
+    graph_energy,
+    input_currents,
+    populations_of,
+    read_export,
+    run,
+    to_fixed_point,
+)
+from modeling_spikebert.neuromorphic import graph as graph_module
+from modeling_spikebert.neuromorphic.fixed_point import FINEST_GRID, SHORTCUT_GRID
+
+LENGTHS = (6, 2, 4)
+NUM_TOKENS = 8
+WITH_GAINS = ("input_neuron.batch_norm", "norm.batch_norm", "context_neuron.batch_norm")  # also when they are folded
+kinds = pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_time_steps": 1, "tau": 1.0},
+        {"num_time_steps": 4, "tau": 2.0},
+        {"num_time_steps": 3, "tau": 4.0, "v_threshold": 0.7, "type_vocab_size": 0},
+    ],
+    ids=str,
+)
+
+
+def neuromorphic(dtype: torch.dtype = torch.float32, **fields) -> SpikeBertForSequenceClassification:
+    return tiny_model(SpikeBertForSequenceClassification, "neuromorphic", dtype, num_labels=3, **fields)
+
+
+def rounded(**fields) -> SpikeBertForSequenceClassification:
+    return to_fixed_point(neuromorphic(**fields), NUM_TOKENS, fields["num_time_steps"])
+
+
+def padded(*lengths: int) -> dict[str, torch.Tensor]:
+    mask = mask_of(*lengths)
+    return {"input_ids": random_ids(*mask.shape) * mask, "attention_mask": mask}
+
+
+BATCH = padded(*LENGTHS)
+
+
+# Fixed point
+
+
+@kinds
+@torch.no_grad()
+def test_folding_alone_changes_nothing(monkeypatch, fields):
+    """On a grid that is too fine to see, the folded model is the model: scores and every neuron's rate."""
+    model = neuromorphic(torch.float64, **fields)
+    exact = "modeling_spikebert.neuromorphic.fixed_point"
+    monkeypatch.setattr(f"{exact}.on_grid", lambda x, grid: x)
+    folded = to_fixed_point(model, NUM_TOKENS, fields["num_time_steps"])
+    before, after = (each(**BATCH, output_firing_rates=True) for each in (model, folded))
+    torch.testing.assert_close(after.logits.double(), before.logits, rtol=0, atol=1e-5)
+    for a, b in zip(before.firing_rates, after.firing_rates, strict=True):
+        torch.testing.assert_close(b.double(), a, rtol=0, atol=1e-6)
+
+
+@kinds
+def test_weights_are_whole_numbers_of_8_bits_and_norms_do_nothing_else(fields):
+    model = rounded(**fields)
+    assert model.config.v_threshold == 1
+    assert model.config.num_time_steps == fields["num_time_steps"]
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert whole_numbers(module.weight).abs().max() <= 127, name
+        elif isinstance(module, torch.nn.Embedding):
+            assert torch.equal(module.weight * 2**SHORTCUT_GRID, (module.weight * 2**SHORTCUT_GRID).round())
+        elif type(module).__name__ == "SpikeBertBatchNorm":
+            assert not module.running_mean.any()
+            assert (module.running_var + module.eps == 1).all()
+            if name.endswith(WITH_GAINS):
+                assert whole_numbers(module.weight.unsqueeze(1)).abs().max() <= 127, name
+            else:
+                assert (module.weight == 1).all()
+                assert not module.bias.any(), name
+
+
+def whole_numbers(weight: torch.Tensor) -> torch.Tensor:
+    """Each row in its own steps: the coarsest power of two of which all its weights are multiples."""
+    rows = []
+    for row in weight.detach().double():
+        grid = next(k for k in range(-8, 40) if torch.equal(row * 2.0**k, (row * 2.0**k).round()))
+        rows.append(row * 2.0**grid)
+    return torch.stack(rows)
+
+
+@kinds
+@torch.no_grad()
+def test_float32_computes_the_rounded_model_exactly(fields):
+    """All sums have the bits that they have in float64, with weights of any size, and in another order of tokens."""
+    model = neuromorphic(**fields)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight *= torch.logspace(-2, 1, len(module.weight)).unsqueeze(1)
+    single = to_fixed_point(model, NUM_TOKENS, fields["num_time_steps"])
+    double = to_fixed_point(model, NUM_TOKENS, fields["num_time_steps"]).double()
+    a, b = (each.spikebert(**BATCH) for each in (single, double))
+    real = BATCH["attention_mask"][None, :, :, None]
+    assert torch.equal((a.hidden_states_per_step * real).double(), b.hidden_states_per_step * real)
+    assert 0.1 < (single.features(a, None) != 0).float().mean() < 0.9
+
+
+def test_a_membrane_that_would_be_too_fine_is_refused():
+    steps = FINEST_GRID - SHORTCUT_GRID + 1
+    with pytest.raises(ValueError, match=f"{steps} time steps are too fine for float32. Take fewer"):
+        to_fixed_point(neuromorphic(), NUM_TOKENS, steps)
+    model = neuromorphic()
+    with torch.no_grad():
+        model.spikebert.encoder.layer[1].attention.key.weight *= 1e6
+    with pytest.raises(ValueError, match=r"layer\.1\.attention\.key: currents may reach .* Take fewer tokens or time"):
+        to_fixed_point(model, NUM_TOKENS, 4)
+
+
+# The graph, in four readers
+
+
+def spikes_of_model(model, batch) -> dict[str, torch.Tensor]:
+    """What every layer of neurons of the model fires, by the names of the graph: bool `[T, B, channels, L]`."""
+    found = {}
+    tokens, mask = batch["attention_mask"].shape, batch["attention_mask"].bool()
+
+    def unpack(x):  # [T, N, D] to [T, B, D, L]
+        all_of = torch.zeros(len(x), *tokens, x.shape[-1])
+        all_of[:, mask] = x.float()
+        return all_of.transpose(2, 3) != 0
+
+    def attention(name):
+        def hook(module, args, output):
+            _, (_, _, key, value, context) = output
+            found[f"{name}.product_neuron"], found[f"{name}.masked_neuron"] = unpack(key * value), unpack(context)
+
+        return hook
+
+    def neuron(name):
+        def hook(module, args, output):
+            if name == "norm":
+                found[name] = (output * mask[None, :, :, None]).transpose(2, 3) != 0
+            else:  # gates are [T, B, D]
+                found[name] = output.unsqueeze(-1) != 0 if name.endswith("context_neuron") else unpack(output)
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(attention(name) if name.endswith("attention") else neuron(name))
+        for name, module in model.named_modules()
+        if hasattr(module, "spike_driven") or (hasattr(module, "neurons") and name != "spikebert.encoding")
+    ]
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def trace_of(network, graph: nir.NIRGraph, currents: torch.Tensor, steps: int) -> list[tuple[dict, torch.Tensor]]:
+    """Spikes of all LIF nodes and the output of a simulator's network in each time step."""
+    names = {name.replace(".", "_"): name for name, node in graph.nodes.items() if isinstance(node, nir.LIF)}
+    found, traces, state = {}, [], None
+
+    def keep(name):
+        def hook(module, args, output):
+            found[name] = (output[0] if isinstance(output, tuple) else output) != 0
+
+        return hook
+
+    for child, module in network.named_children():
+        if child in names:
+            module.register_forward_hook(keep(names[child]))
+    for _ in range(steps):
+        with torch.no_grad():
+            output, state = network(currents, state)
+        traces.append((dict(found), output))
+    return traces
+
+
+@kinds
+def test_all_readers_fire_as_the_model_does(tmp_path, fields):
+    model, steps = rounded(**fields), fields["num_time_steps"]
+    file = tmp_path / "model.nir"
+    nir.write(file, build(model, NUM_TOKENS))
+    graph = nir.read(file)
+    currents = input_currents(model, BATCH, NUM_TOKENS)
+    expected = spikes_of_model(model, BATCH)
+    ours = [(trace.spikes, trace.output) for trace in run(graph, currents, steps)]
+
+    # With padding up to the tokens of the graph, which is silent. Each layer fires, and none always.
+    assert {name for name, node in graph.nodes.items() if isinstance(node, nir.LIF)} == expected.keys()
+    for name, spikes in expected.items():
+        trains = torch.stack([trace[name] for trace, _ in ours])
+        length = spikes.shape[-1]
+        assert torch.equal(trains[..., :length], spikes), name
+        assert not trains[..., length:].any(), name
+        assert 0 < spikes.float().mean() < 1, name
+    scores = sum((output[..., :6] * BATCH["attention_mask"].unsqueeze(1)).sum(-1) for _, output in ours)
+    scores = scores / (steps * BATCH["attention_mask"].sum(1, keepdim=True))
+    torch.testing.assert_close(scores, model(**BATCH).logits.detach(), rtol=0, atol=1e-6)
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it scales thresholds
+        snntorch = read_by_snntorch(nir.read(file))
+    for network in (snntorch, read_by_spikingjelly(nir.read(file))):
+        for (spikes, output), (other_spikes, other_output) in zip(
+            ours, trace_of(network, graph, currents, steps), strict=True
+        ):
+            assert other_spikes.keys() == spikes.keys()
+            assert all(torch.equal(other_spikes[name], spikes[name]) for name in spikes)
+            assert torch.equal(other_output, output)
+
+    reader = NumpyNir(file)
+    assert reader.num_time_steps == steps
+    for sentence, own in enumerate(currents.numpy()):
+        for values, (spikes, output) in zip(reader.run(own), ours, strict=True):
+            assert all(np.array_equal(values[name] != 0, train[sentence]) for name, train in spikes.items())
+            assert np.array_equal(values["output"], output[sentence])
+
+
+def test_a_graph_of_one_token():
+    model = to_fixed_point(neuromorphic(num_time_steps=2), 1, 2)
+    batch = padded(1, 1)
+    graph = build(model, 1)
+    traces = list(run(graph, input_currents(model, batch, 1), 2))
+    for name, spikes in spikes_of_model(model, batch).items():
+        assert torch.equal(torch.stack([trace.spikes[name] for trace in traces]), spikes), name
+    assert_same_account(model, graph, batch)
+
+
+# Traps of other graphs, that this one stays clear of
+
+
+def graph_of(node: nir.NIRNode) -> nir.NIRGraph:
+    return nir.NIRGraph.from_list(
+        nir.Conv1d(1, np.ones((1, 1, 1), np.float32), 1, 0, 1, 1, np.zeros(1, np.float32)), node
+    )
+
+
+def lif(tau: float, v_threshold: float) -> nir.LIF:
+    return nir.LIF(*(np.full((1, 1), x) for x in (tau, 1.0, 0.0, v_threshold)))
+
+
+def fires(read, node: nir.NIRNode, current: float) -> bool:
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = read(graph_of(node))
+    output, _ = network(torch.full((1, 1, 1), current), None)
+    return bool(output.any())
+
+
+def test_at_its_threshold_a_neuron_fires_in_one_simulator_and_not_in_the_other():
+    """So ours lies half a step below it."""
+    at_threshold = lif(2e-4, 1.0)
+    assert fires(read_by_spikingjelly, at_threshold, 2.0)
+    assert not fires(read_by_snntorch, at_threshold, 2.0)
+    for read in (read_by_spikingjelly, read_by_snntorch):
+        assert fires(read, lif(2e-4, graph_module.THRESHOLD), 2.0)
+        assert not fires(read, lif(2e-4, graph_module.THRESHOLD), 2.0 - 2.0**-20)
+
+
+def test_a_neuron_without_memory_is_read_by_one_simulator_alone():
+    """So ours have tau = 2 dt, and twice the current."""
+    assert fires(read_by_snntorch, lif(1e-4, 0.9), 1.0)
+    with pytest.raises(ValueError, match="must be finite and greater than 1"):
+        fires(read_by_spikingjelly, lif(1e-4, 0.9), 1.0)
+
+
+def test_an_if_node_leaks_in_snntorch():
+    """So ours are LIF."""
+    node = nir.IF(*(np.full((1, 1), x) for x in (1.0, 1.95)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = read_by_snntorch(graph_of(node))
+    (neuron,) = (module for module in network.modules() if type(module).__name__ == "Leaky")
+    assert float(neuron.beta) == pytest.approx(0.9)
+
+
+# Sizes and energy
+
+
+def test_sizes_of_a_graph_by_hand():
+    model = rounded(num_time_steps=4, tau=2.0)
+    sizes = {population.name: population for population in populations_of(build(model, NUM_TOKENS))}
+    name = "spikebert.encoder.layer.0.attention"
+    width, inner, length = 32, 64, NUM_TOKENS
+    key = model.spikebert.encoder.layer[0].attention.key.weight
+    neurons = sizes[f"{name}.key_neuron"]
+    assert neurons.neurons == width * length
+    assert neurons.synapses == length * (int((key != 0).sum()) + width)  # and those of padding
+    assert neurons.fan_in == int((key != 0).sum(1).max()) + 1
+    assert neurons.fan_out == 1
+    assert neurons.state_bytes == 4 * width * length
+    assert neurons.weight_bytes == int((key != 0).sum()) + 4 * width
+    gates = sizes[f"{name}.context_neuron"]
+    assert (gates.neurons, gates.synapses, gates.fan_in, gates.fan_out) == (width, width * length, length, length)
+    masked = sizes[f"{name}.masked_neuron"]
+    assert (masked.synapses, masked.fan_in) == (2 * width * length, 2)
+    fired = [population for population in sizes.values() if population.fires]
+    assert len(fired) == 2 * 9 + 1
+    assert sum(population.neurons for population in fired) == length * (2 * (7 * width + inner) + width) + 2 * width
+    shortcut = sizes["spikebert.encoder.layer.1.mlp.shortcut"]
+    output = model.spikebert.encoder.layer[1].mlp.output.weight
+    assert (shortcut.fires, shortcut.state_bytes) == (False, 0)
+    assert shortcut.synapses == length * (int((output != 0).sum()) + width)
+    assert sizes["output"].synapses == length * int((model.classifier.weight != 0).sum())
+
+
+def operations(report) -> dict[str, tuple]:
+    return {
+        layer.name: (
+            layer.part,
+            layer.num_time_steps,
+            layer.dense_macs,
+            layer.published,
+            layer.strict,
+            layer.firing_rate,
+            None if layer.output is None else layer.output.nonzero,
+        )
+        for layer in report.layers
+    }
+
+
+def assert_same_account(model, graph, batch):
+    report, traffic = graph_energy(graph, model, batch)
+    expected = estimate_energy(model, batch)
+    assert operations(report) == operations(expected)
+    for account in ("published", "strict"):  # sums of the same rows
+        assert getattr(report, account).energy_mj == pytest.approx(getattr(expected, account).energy_mj, rel=1e-12)
+    assert (report.firing_rate, report.tokens_per_sentence) == (expected.firing_rate, expected.tokens_per_sentence)
+    return report, traffic, expected
+
+
+@kinds
+def test_the_account_of_a_graph_is_that_of_its_model_to_the_last_addition(fields):
+    model = rounded(**fields)
+    graph = build(model, NUM_TOKENS)
+    report, traffic, expected = assert_same_account(model, graph, BATCH)
+    for name, spikes in spikes_of_model(model, BATCH).items():
+        assert traffic.spikes[name] == int(spikes.sum()), name
+    # Memory: the same but for weights, of which 8 bits are read in place of 32.
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    gains = sum(len(module.weight) for name, module in model.named_modules() if name.endswith(WITH_GAINS))
+    assert expected.memory_bytes - report.memory_bytes == 3 * (weights + gains)
+
+    # Padding: its inhibition, and gates that reach it.
+    steps, num_padding = fields["num_time_steps"], 3 * NUM_TOKENS - sum(LENGTHS)
+    inhibited = 2 * (5 * 32 + 64) + 32  # of each token
+    gates = sum(
+        int((spikes.sum((0, 2, 3)) * (NUM_TOKENS - torch.tensor(LENGTHS))).sum())
+        for name, spikes in spikes_of_model(model, BATCH).items()
+        if name.endswith("context_neuron")
+    )
+    assert traffic.padding == steps * num_padding * inhibited + gates
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, str]:
+    """A checkpoint of the variant, and what its export printed."""
+    folder = tmp_path_factory.mktemp("nir")
+    checkpoint(folder / "student", "neuromorphic")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        export = ["export", folder / "student", "--format", "nir", "--num-tokens", NUM_TOKENS]
+        spikebert([*map(str, export), "--output-dir", str(folder / "chip")])
+    return folder, printed.getvalue()
+
+
+def checkpoint(folder: Path, variant: str):
+    tokenizer = tiny_tokenizer()
+    model = SpikeBertForSequenceClassification(
+        SpikeBertConfig(
+            variant=variant,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_attention_heads=4,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_time_steps=2,
+            max_position_embeddings=16,
+        )
+    ).eval()
+    make_neurons_fire(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+def test_export_writes_a_graph_and_its_checkpoint(exported):
+    folder, printed = exported
+    assert f"{folder / 'chip' / 'model.nir'}: " in printed
+    assert "8 tokens, T 2" in printed
+    assert "It fires as the checkpoint beside it does" in printed
+    assert ".attention.query_neuron" in printed
+    graph, model = read_export(folder / "chip" / "model.nir")
+    assert graph.metadata["num_time_steps"] == 2
+    with torch.no_grad():
+        before = SpikeBertForSequenceClassification.from_pretrained(folder / "student").eval()(**BATCH).logits
+        after = model(**BATCH).logits
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, before, rtol=0, atol=0.5)
+    assert (folder / "chip" / "tokenizer_config.json").is_file()
+
+
+def test_energy_reads_the_graph(exported, capsys, tmp_path):
+    folder, _ = exported
+    texts = ["the film is good", "bad"]
+    spikebert(["energy", str(folder / "chip" / "model.nir"), "--text", *texts, "--json", str(tmp_path / "graph.json")])
+    assert "Its padding takes" in capsys.readouterr().out
+    spikebert(["energy", str(folder / "chip"), "--text", *texts, "--json", str(tmp_path / "model.json")])
+    graph, model = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("graph", "model"))
+    for account in ("published", "strict"):
+        for figure in ("synaptic_operations", "macs", "energy_mj"):
+            assert graph[account][figure] == pytest.approx(model[account][figure], rel=1e-12)
+    assert len(graph["spikes"]) == 2 * 9 + 1
+    assert graph["additions_of_padding"] > 0
+
+
+def test_events_of_a_graph_can_be_replayed(exported, capsys, tmp_path):
+    """The file has the currents: another reader comes to the same spikes."""
+    folder, _ = exported
+    texts = ["the film is good", "bad"]
+    spikebert(["export", str(folder / "chip"), "--format", "events", "--text", *texts, "--output-dir", str(tmp_path)])
+    assert f"{tmp_path / 'events.npz'}: " in capsys.readouterr().out
+    assert {file.name for file in tmp_path.iterdir()} == {"events.npz", "raster-1.png", "raster-2.png"}
+    with np.load(tmp_path / "events.npz", allow_pickle=False) as file:
+        events = dict(file)
+    assert events["texts"].tolist() == texts
+    assert events["num_time_steps"] == 2
+    reader = NumpyNir(folder / "chip" / "model.nir")
+    found = set(zip(*(events[name].tolist() for name in ("sentence", "time", "layer", "neuron")), strict=True))
+    expected = set()
+    for sentence, currents in enumerate(events["currents"]):
+        for time, values in enumerate(reader.run(currents)):
+            for layer, name in enumerate(events["layers"].tolist()):
+                assert events["shapes"][sentence, layer].tolist() == list(values[name].shape)
+                expected |= {(sentence, time, layer, int(i)) for i in values[name].ravel().nonzero()[0]}
+            assert np.array_equal(events["class_currents"][sentence, time], values["output"])
+    assert found == expected
+    assert len(found) == len(events["neuron"]) > 100
+    assert (np.diff(events["sentence"] * 2 + events["time"]) >= 0).all()
+
+
+def test_events_of_an_ordinary_checkpoint(tmp_path):
+    model, tokenizer = checkpoint(tmp_path / "student", "membrane")
+    command = ["export", tmp_path / "student", "--format", "events", "--output-dir", tmp_path / "events"]
+    spikebert([*map(str, command), "--text", "the film is good"])
+    with np.load(tmp_path / "events" / "events.npz", allow_pickle=False) as events:
+        with torch.no_grad():
+            outputs = model(**tokenizer("the film is good", return_tensors="pt"), output_firing_rates=True)
+        rate = outputs.firing_rates[1][0, 1]  # of queries
+        layer = events["layers"].tolist().index("layer.1.query")
+        _, num_tokens = events["shapes"][0, layer]
+        assert (events["layer"] == layer).sum() == round(float(rate) * 2 * 32 * num_tokens)
+    assert (tmp_path / "events" / "raster.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "nir", "--num-tokens", "17"], "A graph has 1 to 16 tokens, the positions of its model, got 17."),
+        (["--format", "nir", "--num-time-steps", "20"], "20 time steps are too fine for float32. Take fewer steps."),
+        (["--format", "events", "--text", "a film", "--num-time-steps", "3"], "has 2 time steps. Leave out"),
+        (["--format", "events", "--text", "good " * 20], "The graph has 8 tokens, and a sentence 22. Cut it, or"),
+    ],
+    ids=str,
+)
+def test_what_the_export_refuses(exported, arguments, message, tmp_path, capsys):
+    folder, _ = exported
+    source = folder / ("chip" if "events" in arguments else "student")
+    with pytest.raises(SystemExit) as exit:
+        spikebert(["export", str(source), *arguments, "--output-dir", str(tmp_path / "new")])
+    assert message in str(exit.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-tokens", "8"], "--num-tokens belongs to --format nir. Leave it out, or add --format nir."),
+        (["--format", "nir", "--precision", "int8"], "--precision belongs to --format onnx."),
+        (["--format", "events"], "--format events needs --text with at least one sentence"),
+        (["--format", "nir", "--num-tokens", "0"], "--num-tokens must be at least 1, got 0."),
+    ],
+    ids=str,
+)
+def test_options_of_another_format(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        spikebert(["export", "somewhere", *arguments, "--output-dir", "nowhere"])
+    assert message in capsys.readouterr().err
+
+
+def test_a_graph_is_not_written_twice(exported):
+    folder, _ = exported
+    with pytest.raises(ValueError, match=r"model\.nir is there already. Choose another folder, or remove it."):
+        export_nir(SpikeBertForSequenceClassification.from_pretrained(folder / "student"), folder / "chip")
+
+
+def test_a_graph_that_fires_otherwise_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_module, "THRESHOLD", 0.9)
+    with pytest.raises(RuntimeError, match="fires otherwise than the checkpoint in time step 1"):
+        export_nir(neuromorphic(num_time_steps=2), tmp_path / "new", num_tokens=8)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_model_that_does_not_map_says_which_parts(tmp_path):
+    model = tiny_model(SpikeBertForSequenceClassification, dtype=torch.float32)
+    expected = (
+        r"no node for \d+ LayerNorms \(such as spikebert.embeddings.LayerNorm\) and 2 products of queries, keys and "
+        r"values \(such as spikebert.encoder.layer.0.attention\).* --student-config '{\"variant\": \"neuromorphic\"}'"
+    )
+    with pytest.raises(ValueError, match=expected):
+        export_nir(model, tmp_path / "new")
+    for fields, message in (
+        ({"v_reset": None}, r"soft reset \(v_reset None\). Train with 0"),
+        ({"v_reset": -0.1}, "v_reset -0.1. Train with 0"),
+        ({"tau": 3.0}, "tau is a power of two, and it is 3.0. Train with tau 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_nir(neuromorphic(**fields), tmp_path / "new")
+    with pytest.raises(TypeError, match="goes to a chip, got SpikeBertModel"):
+        export_nir(neuromorphic().spikebert, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_graph_that_would_be_too_large_says_how_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_module, "MOST_BYTES", 1e5)
+    # 2 blocks, each with a sum and a broadcast of 32 x 32 x 8 numbers of 4 bytes: 131,072 bytes
+    with pytest.raises(ValueError, match=r"8 tokens would have 0\.0 GB .* Take at most 6 tokens"):
+        export_nir(neuromorphic(), tmp_path / "new", num_tokens=8)
+
+
+def test_a_damaged_graph_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*model\.nir. Write one with: spikebert export"):
+        read_export(tmp_path / "model.nir")
+    (tmp_path / "model.nir").write_bytes(os.urandom(100))
+    with pytest.raises(ValueError, match=r"model\.nir cannot be read as a NIR graph .* Export it again."):
+        read_export(tmp_path / "model.nir")
