@@ -14,13 +14,13 @@ from matplotlib.patches import FancyBboxPatch
 from modeling_spikebert.norm_lif_spikebert import LIF, norm_lif_naive
 
 BLUE, ORANGE, GREEN, GREY, PALE, INK = "#0072B2", "#D55E00", "#009E73", "#6B6B6B", "#EFEFEF", "#222222"
-FILES = ("block.svg", "mac_and_sop.svg", "neuron.svg", "stages.svg")
+FILES = ("block.svg", "graph.svg", "mac_and_sop.svg", "neuron.svg", "stages.svg")
 
 
 def main(folder: Path) -> None:
     # Text as outlines, and nothing that differs from run to run.
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "spikebert", "font.size": 11}):
-        for name, figure in zip(FILES, (block(), mac_and_sop(), neuron(), stages()), strict=True):
+        for name, figure in zip(FILES, (block(), graph(), mac_and_sop(), neuron(), stages()), strict=True):
             svg = StringIO()
             figure.savefig(svg, format="svg", metadata={"Date": None}, facecolor="white")
             lines = [line.rstrip() for line in svg.getvalue().splitlines()]  # as the commit hooks want them
@@ -58,7 +58,7 @@ def note(axes: Axes, x: float, y: float, text: str, color: str = GREY, **options
     axes.text(x, y, text, color=color, **{"ha": "center", "va": "center", **options})
 
 
-# The four
+# The five
 
 
 def block() -> Figure:
@@ -110,6 +110,66 @@ def block() -> Figure:
     arrow(axes, (7.0, 1.55), (7.5, 1.55))
     note(axes, 7.6, 1.55, "real values", INK, ha="left")
     note(axes, 4.6, 0.3, "“neurons”: LayerNorm and LIF neurons, over all time steps")
+    return figure
+
+
+def graph() -> Figure:
+    """One block of the neuromorphic variant, as a graph of neurons and synapses."""
+    figure, axes = canvas(9.2, 4.9)
+    top, middle, low = 4.3, 2.75, 1.35
+
+    def neurons(x: float, y: float, name: str, width: float = 0.95) -> None:
+        box(axes, x, y, name, width, 0.5, BLUE)
+
+    def add(x: float) -> None:
+        axes.text(x, top, "+", ha="center", va="center", fontsize=16, zorder=3)
+        axes.plot(x, top, "o", ms=20, mfc="white", mec=INK)
+
+    arrow(axes, (0.1, top), (6.05, top))
+    arrow(axes, (6.35, top), (8.6, top))
+    arrow(axes, (8.9, top), (9.15, top))
+    add(6.2)
+    add(8.75)
+    note(axes, 3.1, top + 0.3, "shortcut: sums of currents")
+    # Attention
+    arrow(axes, (0.6, top), (0.6, middle + 0.25))
+    neurons(0.6, middle, "read", 0.8)
+    note(axes, 0.68, 3.6, "gain", fontsize="small", ha="left")
+    for y, name in ((3.5, "query"), (middle, "key"), (2.0, "value")):
+        arrow(axes, (1.0, middle), (1.2, middle), (1.2, y), (1.4, y), color=GREEN)
+        neurons(1.85, y, name, 0.9)
+    for y, end in ((middle, middle + 0.12), (2.0, middle - 0.12)):
+        arrow(axes, (2.3, y), (2.5, y), (2.5, end), (2.65, end), color=BLUE)
+    neurons(3.15, middle, "key\nand value", 1.0)
+    arrow(axes, (3.65, middle), (3.95, middle), color=ORANGE)
+    neurons(4.4, middle, "gate", 0.9)
+    note(axes, 4.4, middle - 0.42, "one for\nall tokens", fontsize="small", va="top")
+    arrow(axes, (4.85, middle), (5.45, middle), (5.45, 3.3), (5.7, 3.3), color=ORANGE)
+    arrow(axes, (2.3, 3.5), (5.7, 3.5), color=BLUE)
+    neurons(6.2, 3.4, "query\nand gate", 1.0)
+    arrow(axes, (6.2, 3.65), (6.2, top - 0.16), color=GREEN)
+    # MLP
+    arrow(axes, (7.0, top), (7.0, middle + 0.25))
+    neurons(7.0, middle, "read", 0.8)
+    note(axes, 7.08, 3.6, "gain", fontsize="small", ha="left")
+    arrow(axes, (7.4, middle), (7.65, middle), color=GREEN)
+    neurons(8.3, middle, "intermediate", 1.25)
+    arrow(axes, (8.75, middle + 0.25), (8.75, top - 0.16), color=GREEN)
+    # Legend
+    for x, y, color, text in (
+        (0.3, low - 0.25, GREEN, "spikes through a Linear: weights of 8 bits, the same for each token"),
+        (0.3, low - 0.65, ORANGE, "spikes of all tokens to one gate, and back to all tokens"),
+        (5.6, low - 0.25, BLUE, "spike to neuron, weight 1"),
+        (5.6, low - 0.65, INK, "values"),
+    ):
+        arrow(axes, (x, y), (x + 0.45, y), color=color)
+        note(axes, x + 0.55, y, text, INK, ha="left", fontsize="small")
+    note(
+        axes,
+        4.6,
+        0.25,
+        "Each blue box: LIF neurons, one for each channel and token. An “and” fires if both spikes arrive.",
+    )
     return figure
 
 

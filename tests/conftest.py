@@ -52,6 +52,7 @@ SLOW = [
     "examples_gpu",
     "hub",
     "imports",
+    "nir",
     "notebook",
     "one_bit_bert",
     "onnx",

@@ -78,7 +78,7 @@ LEFT_BEHIND = {
     "README.md": ["energy.json", "pictures/raster.png", "runs/own/student"],
     "docs/deploy.md": ["runs/onnx/onnx/model_int8.onnx"],
     "docs/energy.md": [],
-    "docs/neuromorphic.md": [],
+    "docs/neuromorphic.md": ["runs/chip/model.nir", "runs/events/events.npz"],
     "docs/performance.md": ["runs/int8/config.json"],
     "docs/training.md": [f"runs/{name}/model.safetensors" for name in ("student", "from_python", "published")],
 }

@@ -4,13 +4,16 @@ import contextlib
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nir
 import numpy as np
 import pytest
 import torch
-from helpers import make_neurons_fire, mask_of, random_ids, tiny_model
+from helpers import ROOT, make_neurons_fire, mask_of, random_ids, tiny_model
 from nir_reader import NumpyNir
 from snntorch.import_nir import import_from_nir as read_by_snntorch
 from spikingjelly.activation_based.nir_exchange import import_from_nir as read_by_spikingjelly
@@ -246,6 +249,14 @@ def test_a_graph_of_one_token():
     for name, spikes in spikes_of_model(model, batch).items():
         assert torch.equal(torch.stack([trace.spikes[name] for trace in traces]), spikes), name
     assert_same_account(model, graph, batch)
+
+
+@torch.no_grad()
+def test_without_memory_one_time_step_is_enough():
+    model = to_fixed_point(neuromorphic(num_time_steps=3, tau=1.0), NUM_TOKENS, 3)
+    assert model.config.num_time_steps == 1
+    assert build(model, NUM_TOKENS).metadata["num_time_steps"] == 1
+    torch.testing.assert_close(model(**BATCH, num_time_steps=3).logits, model(**BATCH).logits, rtol=0, atol=1e-6)
 
 
 # Traps of other graphs, that this one stays clear of
@@ -556,3 +567,17 @@ def test_a_damaged_graph_says_so(tmp_path):
     (tmp_path / "model.nir").write_bytes(os.urandom(100))
     with pytest.raises(ValueError, match=r"model\.nir cannot be read as a NIR graph .* Export it again."):
         read_export(tmp_path / "model.nir")
+
+
+def test_the_example_compares_simulators_with_the_checkpoint(exported, tmp_path):
+    folder, _ = exported
+    rows = [("the film is good", "LABEL_1"), ("bad", "LABEL_0"), ("the film is good and " * 9, "LABEL_1")]
+    (tmp_path / "some.csv").write_text("text,label\n" + "\n".join(",".join(row) for row in rows) + "\n")
+    command = [sys.executable, ROOT / "examples" / "simulate_nir.py", folder / "chip", "--file", tmp_path / "some.csv"]
+    result = subprocess.run([*command, "--batch-size", "2"], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("model.nir: 8 tokens, T 2, 3 sentences")
+    for line, name in zip(lines[1:], ("snntorch", "spikingjelly"), strict=True):
+        spikes = re.fullmatch(rf"{name}: 3 sentences, ([\d,]+) spikes, 0 differ, [\d.]+ % right, \d+ s", line)
+        assert int(spikes[1].replace(",", "")) > 1000

@@ -68,12 +68,14 @@ def to_fixed_point(
     Args:
         model: of the neuromorphic variant.
         num_tokens: of the longest sentence for which sums over tokens are exact.
-        num_time_steps: as many are exact.
+        num_time_steps: as many are exact; with `tau` 1 a single one, to which all others are equal.
 
     Raises:
         TypeError, ValueError: as `check_maps`, or the weights spread too far for float32.
     """
     check_maps(model)
+    if model.config.tau == 1:  # without memory all steps are alike
+        num_time_steps = 1
     rounded = _Rounding(model, num_tokens, num_time_steps).model
     # A variance of 1 and this are 1: norms divide by 1.
     changed = {"v_threshold": 1.0, "layer_norm_eps": 1e-38, "num_time_steps": num_time_steps}

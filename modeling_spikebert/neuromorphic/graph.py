@@ -69,7 +69,7 @@ class _Graph:
         self.edges: list[tuple[str, str]] = []
 
     def graph(self) -> nir.NIRGraph:
-        width, steps = self.config.hidden_size, self.config.num_time_steps
+        width = self.config.hidden_size
         self.nodes[INPUT] = nir.Input(np.array([width + 1, self.length]))
         for name, outputs in (("padding", width), ("padding_of_intermediate", self.config.intermediate_size)):
             weight = np.zeros((outputs, width + 1))
@@ -85,7 +85,7 @@ class _Graph:
         spikes = self.reader("norm", self.model.norm, shortcut)
         self.edges.append((self.linear("classifier", self.model.classifier, spikes, 1.0), OUTPUT))
         self.nodes[OUTPUT] = nir.Output(np.array([self.config.num_labels, self.length]))
-        metadata = {"num_time_steps": 1 if self.config.tau == 1 else steps, "dt": DT}
+        metadata = {"num_time_steps": self.config.num_time_steps, "dt": DT}
         return nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
     def attention(self, name: str, attention: Any, shortcut: str) -> str:
