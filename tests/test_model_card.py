@@ -172,3 +172,21 @@ def test_the_lines_of_the_card_that_is_given_away_classify_its_examples(monkeypa
     exec(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], names)
     labels = [row["label"] for row in names["classify"]([row["text"] for row in card.data.widget])]
     assert labels == ["positive", "negative", "positive", "negative"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [
+        (
+            "default",
+            "Each linear layer inside its blocks sees spikes, zeros and ones, instead of real numbers. The arch",
+        ),
+        ("reference", "Its residual stream is a sum of spikes, as published. The architecture"),
+        (
+            "neuromorphic",
+            "for neuromorphic hardware: norms fold into weights, and attention is gates. The architecture",
+        ),
+    ],
+)
+def test_a_card_says_what_the_variant_is(mode, sentence):
+    assert sentence in model_card(tiny_model(SpikeBertForSequenceClassification, mode), "student").text
