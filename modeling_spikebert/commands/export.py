@@ -1,7 +1,6 @@
 """`spikebert export`: a classifier for ONNX Runtime, servers and browsers, or for neuromorphic hardware."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ def _nir(args: argparse.Namespace) -> None:
 
 
 def _events(args: argparse.Namespace) -> None:
-    from ..neuromorphic import GRAPH_NAME, input_currents, read_export, run, save_events
+    from ..neuromorphic import GRAPH_NAME, save_events
     from ..pictures import raster, save, spikes_of
 
     folder = Path(args.output_dir)
@@ -80,29 +79,37 @@ def _events(args: argparse.Namespace) -> None:
         raise ValueError(f"{file} is there already. Choose another folder, or remove it.")
     model, tokenizer = _load(args)
     seen = [spikes_of(model, tokenizer, text, args.num_time_steps) for text in args.text]
-    graph_file = Path(args.model) / GRAPH_NAME
-    spikes: list[Mapping[str, Tensor]] = []
-    arrays = {}
-    if graph_file.is_file():
-        graph, _ = read_export(graph_file)
-        most, steps = int(graph.nodes["input"].output_type["output"][1]), int(graph.metadata["num_time_steps"])
-        if args.num_time_steps not in (None, steps):
-            raise ValueError(f"{graph_file} has {steps} time steps. Leave out --num-time-steps, or export it anew.")
-        batch = tokenizer(args.text, padding=True, return_tensors="pt")
-        currents = input_currents(model, batch, most)
-        traces = list(run(graph, currents, steps))
-        names = list(traces[0].spikes)
-        for i in range(len(args.text)):
-            spikes.append({name: torch.stack([trace.spikes[name][i] for trace in traces]) for name in names})
-        arrays["currents"] = currents.numpy()
-        arrays["class_currents"] = torch.stack([trace.output for trace in traces], dim=1).numpy()
+    graph = Path(args.model) / GRAPH_NAME
+    if graph.is_file():
+        spikes, arrays = _events_of_graph(graph, model, tokenizer, args)
     else:
-        for found in seen:
-            blocks = enumerate(found.spikes)
-            spikes.append({f"layer.{i}.{n}": x.transpose(1, 2) for i, block in blocks for n, x in block.items()})
+        blocks = [enumerate(found.spikes) for found in seen]
+        spikes = [{f"layer.{i}.{name}": x.mT for i, block in each for name, x in block.items()} for each in blocks]
+        arrays = {}
     folder.mkdir(parents=True, exist_ok=True)
     count = save_events(file, args.text, spikes, **arrays)
-    print(f"{file}: {number(count)} spikes of {len(args.text)} sentences in {len(spikes[0])} layers of neurons")
+    sentences = "1 sentence" if len(seen) == 1 else f"{len(seen)} sentences"
+    print(f"{file}: {number(count)} spikes of {sentences} in {len(spikes[0])} layers of neurons")
     for i, found in enumerate(seen, 1):
         name = "raster" if len(seen) == 1 else f"raster-{i}"
         print(", ".join(map(str, save(raster(found), folder, name, ["png"]))))
+
+
+def _events_of_graph(
+    file: Path, model: SpikeBertForSequenceClassification, tokenizer: Any, args: argparse.Namespace
+) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
+    """Spikes of each sentence, `[T, channels, L]`, and the currents that go in and come out."""
+    from ..neuromorphic import input_currents, read_graph, run
+
+    graph = read_graph(file)
+    num_tokens, steps = int(graph.nodes["input"].output_type["output"][1]), int(graph.metadata["num_time_steps"])
+    if args.num_time_steps not in (None, steps):
+        raise ValueError(f"{file} has {steps} time steps. Leave out --num-time-steps, or export it anew.")
+    currents = input_currents(model, tokenizer(args.text, padding=True, return_tensors="pt"), num_tokens)
+    traces = list(run(graph, currents, steps))
+    spikes = [
+        {name: torch.stack([trace.spikes[name][i] for trace in traces]) for name in traces[0].spikes}
+        for i in range(len(args.text))
+    ]
+    output = torch.stack([trace.output for trace in traces], dim=1)
+    return spikes, {"currents": currents.numpy(), "class_currents": output.numpy()}

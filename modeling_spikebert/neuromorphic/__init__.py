@@ -10,7 +10,7 @@ except ImportError as error:
 
 from .account import Traffic, graph_energy
 from .events import save_events
-from .export import GRAPH_NAME, NirExport, export_nir, read_export
+from .export import GRAPH_NAME, NirExport, export_nir, read_export, read_graph
 from .fixed_point import to_fixed_point
 from .graph import build
 from .interpreter import Trace, input_currents, run
@@ -28,6 +28,7 @@ __all__ = [
     "input_currents",
     "populations_of",
     "read_export",
+    "read_graph",
     "run",
     "save_events",
     "size_table",

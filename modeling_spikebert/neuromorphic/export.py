@@ -81,13 +81,17 @@ def export_nir(
 
 def read_export(file: str | Path) -> tuple[nir.NIRGraph, SpikeBertForSequenceClassification]:
     """The graph of a file, and the checkpoint beside it."""
+    return read_graph(file), SpikeBertForSequenceClassification.from_pretrained(Path(file).parent).eval()
+
+
+def read_graph(file: str | Path) -> nir.NIRGraph:
+    """The graph of a file, with errors that say what to do."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"There is no {file}. Write one with: spikebert export FOLDER --format nir.")
     try:
-        graph = nir.read(str(file))
+        return nir.read(str(file))
     except Exception as error:  # h5py and nir raise what they meet
         raise ValueError(f"{file} cannot be read as a NIR graph ({error}). Export it again.") from error
-    return graph, SpikeBertForSequenceClassification.from_pretrained(Path(file).parent).eval()
 
 
 @torch.no_grad()
