@@ -19,7 +19,6 @@ from typing import Any
 
 import nir
 import torch
-from datasets import Dataset
 from snntorch.import_nir import import_from_nir as read_by_snntorch
 from spikingjelly.activation_based.nir_exchange import import_from_nir as read_by_spikingjelly
 from torch import Tensor
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from modeling_spikebert.data import load_labelled, match_labels, tokenize
-from modeling_spikebert.neuromorphic import GRAPH_NAME, Trace, input_currents, read_export, run
+from modeling_spikebert.neuromorphic import GRAPH_NAME, Trace, input_currents, read_export, run_checkpoint, shape_of
 
 SIMULATORS: dict[str, Callable[[nir.NIRGraph], Any]] = {
     "snntorch": read_by_snntorch,
@@ -39,7 +38,7 @@ MINUTE = 60  # between two lines of progress
 def main(args: argparse.Namespace) -> None:
     file = Path(args.folder) / GRAPH_NAME
     graph, model = read_export(file)
-    num_tokens, steps = int(graph.nodes["input"].output_type["output"][1]), int(graph.metadata["num_time_steps"])
+    num_tokens, steps = shape_of(graph)
     tokenizer = AutoTokenizer.from_pretrained(args.folder)
     text = match_labels(load_labelled(args.file, args.file), model.config.id2label)
     rows = tokenize(text.validation.select(range(min(args.num_sentences, len(text.validation)))), tokenizer, num_tokens)
@@ -47,35 +46,28 @@ def main(args: argparse.Namespace) -> None:
     for name in args.simulator:
         with contextlib.redirect_stdout(io.StringIO()):  # it says that it scales thresholds
             network = SIMULATORS[name](nir.read(file))
-        compare(name, Simulation(network, graph), graph, model, batches_of(rows, tokenizer, args.batch_size), steps)
-
-
-def batches_of(rows: Dataset, tokenizer: Any, size: int) -> DataLoader:
-    return DataLoader(rows, batch_size=size, collate_fn=DataCollatorWithPadding(tokenizer))
+        batches = DataLoader(rows, batch_size=args.batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
+        compare(name, Simulation(network, graph), model, batches, num_tokens, steps)
 
 
 @torch.no_grad()
-def compare(
-    name: str, simulation: "Simulation", graph: nir.NIRGraph, model: Any, batches: DataLoader, steps: int
-) -> None:
-    num_tokens = int(graph.nodes["input"].output_type["output"][1])
+def compare(name: str, simulation: "Simulation", model: Any, batches: DataLoader, num_tokens: int, steps: int) -> None:
     sentences = right = spikes = differing = 0
     start = said = time.perf_counter()
     for batch in batches:
         labels = batch.pop("labels")
         currents = input_currents(model, batch, num_tokens)
         real = currents[:, -1:] == 0  # [B, 1, L]
+        expected = run_checkpoint(model, batch, steps)  # in PyTorch, as long as the longest sentence
         total: Any = 0
-        for ours, theirs in zip(run(graph, currents, steps), simulation.run(currents, steps), strict=True):
-            for layer, fired in ours.spikes.items():
-                spikes += int(fired.sum())
-                differing += int((fired != theirs.spikes[layer]).sum())
-            differing += int((ours.output != theirs.output).sum())
-            total = total + (theirs.output * real).sum(-1)
+        for step, trace in enumerate(simulation.run(currents, steps)):
+            assert trace.spikes.keys() == expected.keys()
+            for layer, fired in trace.spikes.items():
+                ours = expected[layer][step]
+                spikes += int(ours.sum())
+                differing += int((fired[..., : ours.shape[-1]] != ours).sum()) + int(fired[..., ours.shape[-1] :].sum())
+            total = total + (trace.output * real).sum(-1)
         scores = total / (steps * real.sum(-1))
-        # The classes of the checkpoint, in PyTorch
-        if not torch.equal(scores.argmax(-1), model(**batch, num_time_steps=steps).logits.argmax(-1)):
-            differing += 1
         right += int((scores.argmax(-1) == labels).sum())
         sentences += len(labels)
         if time.perf_counter() - said > MINUTE:

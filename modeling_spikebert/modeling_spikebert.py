@@ -145,7 +145,8 @@ class SpikeBertBatchNorm(nn.Module):
     """BatchNorm over the tokens of a batch and all time steps (Ioffe and Szegedy, ICML 2015).
 
     In evaluation mode it is a gain and a shift for each channel, from running means of what training saw: both fold
-    into the weights in front of it. Unlike torch's it leaves padding out.
+    into the weights in front of it. Unlike torch's it leaves padding out. With gradient checkpointing, which computes a
+    block twice, a batch counts twice in its running means.
     """
 
     running_mean: Tensor

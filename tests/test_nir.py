@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import nir
+import nir_proof
 import numpy as np
 import pytest
 import torch
 from helpers import ROOT, make_neurons_fire, mask_of, random_ids, tiny_model
 from nir_reader import NumpyNir
 from snntorch.import_nir import import_from_nir as read_by_snntorch
+from snntorch.utils import reset
 from spikingjelly.activation_based.nir_exchange import import_from_nir as read_by_spikingjelly
 from tiny_training import tiny_tokenizer
 
@@ -30,10 +32,11 @@ from modeling_spikebert.neuromorphic import (
     populations_of,
     read_export,
     run,
+    run_checkpoint,
     to_fixed_point,
 )
 from modeling_spikebert.neuromorphic import graph as graph_module
-from modeling_spikebert.neuromorphic.fixed_point import FINEST_GRID, SHORTCUT_GRID
+from modeling_spikebert.neuromorphic.fixed_point import FINEST_GRID, SHORTCUT_GRIDS, _Rounding
 
 LENGTHS = (6, 2, 4)
 NUM_TOKENS = 8
@@ -91,7 +94,7 @@ def test_weights_are_whole_numbers_of_8_bits_and_norms_do_nothing_else(fields):
         if isinstance(module, torch.nn.Linear):
             assert whole_numbers(module.weight).abs().max() <= 127, name
         elif isinstance(module, torch.nn.Embedding):
-            assert torch.equal(module.weight * 2**SHORTCUT_GRID, (module.weight * 2**SHORTCUT_GRID).round())
+            assert torch.equal(module.weight * 2 ** SHORTCUT_GRIDS[0], (module.weight * 2 ** SHORTCUT_GRIDS[0]).round())
         elif type(module).__name__ == "SpikeBertBatchNorm":
             assert not module.running_mean.any()
             assert (module.running_var + module.eps == 1).all()
@@ -111,73 +114,163 @@ def whole_numbers(weight: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@kinds
+def exact_bounds(model, num_tokens: int) -> dict[str, float]:
+    """Of each sum and membrane: the most that any sentence can bring it to, in steps of its finest grid.
+
+    Restated in whole numbers from the rounded weights alone. float32 has all whole numbers up to 2^24.
+    """
+    steps, tau = model.config.num_time_steps, model.config.tau
+    life = tau**steps  # a membrane is so much finer than its current
+    found = {}
+    tables = [table.weight.detach().double() for table in model.modules() if isinstance(table, torch.nn.Embedding)]
+    low, high = sum(table.amin(0) for table in tables), sum(table.amax(0) for table in tables)
+    grain = min(step_of(table).min() for table in tables)
+
+    def linear(name, weight, bias, finer):
+        step = torch.minimum(step_of(weight), step_of(bias.unsqueeze(1)))
+        assert finer == 1 or (step / finer).min() >= 2.0**-22  # else a membrane could lie between threshold and 1
+        most = torch.maximum(
+            weight.clamp(min=0).sum(1) + bias.clamp(min=0), -(weight.clamp(max=0).sum(1) + bias.clamp(max=0))
+        )
+        found[name] = float((most / step * finer).max())
+
+    def reader(name, norm):
+        gain, shift = norm.weight.double(), norm.bias.double()
+        step = torch.minimum(grain * step_of(gain.unsqueeze(1)), step_of(shift.unsqueeze(1)))
+        assert (step / life).min() >= 2.0**-22
+        found[name] = float(((torch.maximum(high, -low) * gain.abs() + shift.abs()) / step * life).max())
+
+    for i, block in enumerate(model.spikebert.encoder.layer):
+        reader(f"{i} attention reader", block.attention.input_neuron.batch_norm)
+        for part in ("query", "key", "value"):
+            layer = getattr(block.attention, part)
+            linear(f"{i} {part}", layer.weight.double(), layer.bias.double(), life)
+        norm = block.attention.context_neuron.batch_norm
+        linear(f"{i} gate", norm.weight.double().unsqueeze(1).expand(-1, num_tokens), norm.bias.double(), life)
+        for name, part in (("attention", block.attention), ("mlp", block.mlp)):
+            if name == "mlp":
+                reader(f"{i} mlp reader", block.mlp.input_neuron.batch_norm)
+                linear(
+                    f"{i} intermediate",
+                    block.mlp.intermediate.weight.double(),
+                    block.mlp.intermediate.bias.double(),
+                    life,
+                )
+            weight, bias = part.output.weight.double(), part.output.bias.double()
+            linear(f"{i} {name} output", weight, bias, 1)
+            low = low + weight.clamp(max=0).sum(1) + bias.clamp(max=0)
+            high = high + weight.clamp(min=0).sum(1) + bias.clamp(min=0)
+            grain = min(grain, step_of(weight).min(), step_of(bias.unsqueeze(1)).min())
+            found[f"{i} {name} shortcut"] = float(torch.maximum(high, -low).max() / grain)
+    reader("norm", model.norm.batch_norm)
+    linear("classifier", model.classifier.weight.double(), model.classifier.bias.double(), 1)
+    return found
+
+
+def step_of(weight: torch.Tensor) -> torch.Tensor:
+    """The coarsest power of two of which all numbers of a row are multiples: `[O]`; 1 of zeros."""
+    steps = []
+    for row in weight.detach().double():
+        grid = next(k for k in range(-20, 40) if torch.equal(row * 2.0**k, (row * 2.0**k).round()))
+        steps.append(2.0**-grid if row.any() else 1.0)
+    return torch.tensor(steps, dtype=torch.float64)
+
+
+STRETCHED = {
+    "as it is": lambda model: None,
+    "large branches": lambda model: scale(model, ".output.weight", 20),
+    "large biases": lambda model: scale(model, ".bias", 30),
+    "rows of all sizes": lambda model: scale(model, ".weight", torch.logspace(-6, 1, 32).unsqueeze(1)),
+    "large gates": lambda model: scale(model, "context_neuron.batch_norm.weight", 1000),
+    "of one sign": lambda model: [weight.abs_() for name, weight in model.named_parameters()],
+    "small embeddings": lambda model: scale(model, "embeddings.batch_norm.weight", 1e-2),
+    "large classifier": lambda model: scale(model, "classifier.bias", 1e6),
+}
+
+
+def scale(model, ending: str, factor) -> None:
+    for name, weight in model.named_parameters():
+        if name.endswith(ending) and (not torch.is_tensor(factor) or (weight.dim() == 2 and len(weight) == 32)):
+            weight *= factor
+
+
+@pytest.mark.parametrize("stretch", STRETCHED.values(), ids=STRETCHED)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_time_steps": 1, "tau": 1.0},
+        {"num_time_steps": 4, "tau": 2.0, "num_hidden_layers": 6},
+        {"num_time_steps": 8, "tau": 2.0},
+        {"num_time_steps": 3, "tau": 4.0},
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_float32_computes_the_rounded_model_exactly(fields):
-    """All sums have the bits that they have in float64, with weights of any size, and in another order of tokens."""
+def test_no_sentence_can_leave_what_float32_has(fields, stretch):
     model = neuromorphic(**fields)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight *= torch.logspace(-2, 1, len(module.weight)).unsqueeze(1)
-    single = to_fixed_point(model, NUM_TOKENS, fields["num_time_steps"])
-    double = to_fixed_point(model, NUM_TOKENS, fields["num_time_steps"]).double()
-    a, b = (each.spikebert(**BATCH) for each in (single, double))
-    real = BATCH["attention_mask"][None, :, :, None]
-    assert torch.equal((a.hidden_states_per_step * real).double(), b.hidden_states_per_step * real)
-    assert 0.1 < (single.features(a, None) != 0).float().mean() < 0.9
+    stretch(model)
+    refusals = []
+    for tokens in (8, 16):
+        try:
+            fixed = to_fixed_point(model, tokens, fields["num_time_steps"])
+        except ValueError as error:  # it may refuse, but not round
+            refusals.append(str(error))
+            continue
+        bounds = exact_bounds(fixed, tokens)
+        assert {name: bound for name, bound in bounds.items() if bound > 2**24} == {}
+        assert max(bounds.values()) > 2**18  # bits are used
+        # And so float64 has the same bits.
+        batch, steps = padded(tokens, 2, tokens - 1), fixed.config.num_time_steps
+        states, spikes = fixed.spikebert(**batch).hidden_states_per_step, run_checkpoint(fixed, batch, steps)
+        fixed.double()
+        real = batch["attention_mask"][None, :, :, None]
+        assert torch.equal((states * real).double(), fixed.spikebert(**batch).hidden_states_per_step * real)
+        assert all(torch.equal(spikes[name], other) for name, other in run_checkpoint(fixed, batch, steps).items())
+    assert all(re.search("too much for exact sums|its gains would be off by", refusal) for refusal in refusals)
+    assert not refusals or stretch is not STRETCHED["as it is"]
 
 
-def test_a_membrane_that_would_be_too_fine_is_refused():
-    steps = FINEST_GRID - SHORTCUT_GRID + 1
+@torch.no_grad()
+def test_gates_of_long_sentences_are_exact():
+    """Here gains of the readers have too few bits for an export; sums of gates have to hold all the same."""
+    model = neuromorphic(num_time_steps=14)
+    scale(model, "context_neuron.batch_norm.bias", 0)
+    rounded = _Rounding(model, 16, 14, SHORTCUT_GRIDS[-1]).model
+    bounds = exact_bounds(rounded, 16)
+    assert max(bounds.values()) <= 2**24
+    assert bounds["0 gate"] > 2**22
+
+
+def test_what_is_too_fine_or_too_large_is_refused():
+    steps = FINEST_GRID - SHORTCUT_GRIDS[-1] + 1
     with pytest.raises(ValueError, match=f"{steps} time steps are too fine for float32. Take fewer"):
         to_fixed_point(neuromorphic(), NUM_TOKENS, steps)
+    for name, message in (
+        ("key.weight", r"layer\.0\.attention\.key: currents may reach .* Take fewer tokens or time steps"),
+        ("mlp.output.weight", r"layer\.0\.mlp\.output: the shortcut may reach .*, too much for exact sums"),
+    ):
+        model = neuromorphic()
+        with torch.no_grad():
+            scale(model, name, 1e7)
+        with pytest.raises(ValueError, match=message):
+            to_fixed_point(model, NUM_TOKENS, 4)
     model = neuromorphic()
     with torch.no_grad():
-        model.spikebert.encoder.layer[1].attention.key.weight *= 1e6
-    with pytest.raises(ValueError, match=r"layer\.1\.attention\.key: currents may reach .* Take fewer tokens or time"):
+        scale(model, "mlp.output.weight", 3e3)
+    with pytest.raises(
+        ValueError, match=r"norm: the shortcut may reach .* would be off by \d+ %. Take fewer time steps"
+    ):
         to_fixed_point(model, NUM_TOKENS, 4)
 
 
+@torch.no_grad()
+def test_early_exit_stays_behind():
+    model = neuromorphic(num_time_steps=4)
+    model.config.exit_threshold = 0.4
+    assert to_fixed_point(model, NUM_TOKENS, 4).config.exit_threshold is None
+
+
 # The graph, in four readers
-
-
-def spikes_of_model(model, batch) -> dict[str, torch.Tensor]:
-    """What every layer of neurons of the model fires, by the names of the graph: bool `[T, B, channels, L]`."""
-    found = {}
-    tokens, mask = batch["attention_mask"].shape, batch["attention_mask"].bool()
-
-    def unpack(x):  # [T, N, D] to [T, B, D, L]
-        all_of = torch.zeros(len(x), *tokens, x.shape[-1])
-        all_of[:, mask] = x.float()
-        return all_of.transpose(2, 3) != 0
-
-    def attention(name):
-        def hook(module, args, output):
-            _, (_, _, key, value, context) = output
-            found[f"{name}.product_neuron"], found[f"{name}.masked_neuron"] = unpack(key * value), unpack(context)
-
-        return hook
-
-    def neuron(name):
-        def hook(module, args, output):
-            if name == "norm":
-                found[name] = (output * mask[None, :, :, None]).transpose(2, 3) != 0
-            else:  # gates are [T, B, D]
-                found[name] = output.unsqueeze(-1) != 0 if name.endswith("context_neuron") else unpack(output)
-
-        return hook
-
-    hooks = [
-        module.register_forward_hook(attention(name) if name.endswith("attention") else neuron(name))
-        for name, module in model.named_modules()
-        if hasattr(module, "spike_driven") or (hasattr(module, "neurons") and name != "spikebert.encoding")
-    ]
-    with torch.no_grad():
-        model(**batch)
-    for hook in hooks:
-        hook.remove()
-    return found
 
 
 def trace_of(network, graph: nir.NIRGraph, currents: torch.Tensor, steps: int) -> list[tuple[dict, torch.Tensor]]:
@@ -208,7 +301,7 @@ def test_all_readers_fire_as_the_model_does(tmp_path, fields):
     nir.write(file, build(model, NUM_TOKENS))
     graph = nir.read(file)
     currents = input_currents(model, BATCH, NUM_TOKENS)
-    expected = spikes_of_model(model, BATCH)
+    expected = run_checkpoint(model, BATCH, steps)
     ours = [(trace.spikes, trace.output) for trace in run(graph, currents, steps)]
 
     # With padding up to the tokens of the graph, which is silent. Each layer fires, and none always.
@@ -246,7 +339,7 @@ def test_a_graph_of_one_token():
     batch = padded(1, 1)
     graph = build(model, 1)
     traces = list(run(graph, input_currents(model, batch, 1), 2))
-    for name, spikes in spikes_of_model(model, batch).items():
+    for name, spikes in run_checkpoint(model, batch, 2).items():
         assert torch.equal(torch.stack([trace.spikes[name] for trace in traces]), spikes), name
     assert_same_account(model, graph, batch)
 
@@ -305,6 +398,31 @@ def test_an_if_node_leaks_in_snntorch():
     assert float(neuron.beta) == pytest.approx(0.9)
 
 
+def test_a_conv1d_with_groups_is_refused_by_spikingjelly_and_mistyped_by_nir():
+    """So sums over tokens have zeros between channels."""
+    grouped = nir.Conv1d(4, np.ones((2, 1, 4), np.float32), 1, 0, 1, 2, np.zeros(2, np.float32))
+    assert grouped.input_type["input"].tolist() == [1, 4]  # and it takes two channels
+    graph = nir.NIRGraph(
+        {"input": nir.Input(np.array([2, 4])), "sum": grouped, "output": nir.Output(np.array([2, 1]))},
+        [("input", "sum"), ("sum", "output")],
+        type_check=False,
+    )
+    with pytest.raises(NotImplementedError, match="Grouped convolutions are not supported"):
+        read_by_spikingjelly(graph)
+
+
+def test_snntorch_remembers_the_sentence_before():
+    """So its membranes are reset in between; SpikingJelly's are in the state that it returns."""
+    currents = torch.full((1, 1, 1), 1.5)
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = read_by_snntorch(graph_of(lif(2e-4, graph_module.THRESHOLD)))
+    assert [bool(network(currents, None)[0].any()) for _ in range(2)] == [False, True]  # 0.75, and 1.125
+    reset(network)
+    assert not network(currents, None)[0].any()
+    network = read_by_spikingjelly(graph_of(lif(2e-4, graph_module.THRESHOLD)))
+    assert [bool(network(currents, None)[0].any()) for _ in range(2)] == [False, False]
+
+
 # Sizes and energy
 
 
@@ -320,7 +438,7 @@ def test_sizes_of_a_graph_by_hand():
     assert neurons.fan_in == int((key != 0).sum(1).max()) + 1
     assert neurons.fan_out == 1
     assert neurons.state_bytes == 4 * width * length
-    assert neurons.weight_bytes == int((key != 0).sum()) + 4 * width
+    assert neurons.weight_bytes == width * width + 5 * width  # a byte for each row's grid, 4 for its bias
     gates = sizes[f"{name}.context_neuron"]
     assert (gates.neurons, gates.synapses, gates.fan_in, gates.fan_out) == (width, width * length, length, length)
     masked = sizes[f"{name}.masked_neuron"]
@@ -365,22 +483,51 @@ def test_the_account_of_a_graph_is_that_of_its_model_to_the_last_addition(fields
     model = rounded(**fields)
     graph = build(model, NUM_TOKENS)
     report, traffic, expected = assert_same_account(model, graph, BATCH)
-    for name, spikes in spikes_of_model(model, BATCH).items():
+    for name, spikes in run_checkpoint(model, BATCH, fields["num_time_steps"]).items():
         assert traffic.spikes[name] == int(spikes.sum()), name
     # Memory: the same but for weights, of which 8 bits are read in place of 32.
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
     gains = sum(len(module.weight) for name, module in model.named_modules() if name.endswith(WITH_GAINS))
     assert expected.memory_bytes - report.memory_bytes == 3 * (weights + gains)
 
-    # Padding: its inhibition, and gates that reach it.
-    steps, num_padding = fields["num_time_steps"], 3 * NUM_TOKENS - sum(LENGTHS)
-    inhibited = 2 * (5 * 32 + 64) + 32  # of each token
+    # Without weights of 0, operations are fewer than those of the account, which has them.
+    assert traffic.operations["spikebert.encoder.layer.0.attention.key_neuron"] == int(
+        (
+            run_checkpoint(model, BATCH, fields["num_time_steps"])[
+                "spikebert.encoder.layer.0.attention.input_neuron"
+            ].sum((0, 1, 3))
+            * (model.spikebert.encoder.layer[0].attention.key.weight != 0).sum(0)
+        ).sum()
+    )
+
+
+@kinds
+def test_what_padding_takes(fields):
+    """A token that is not there has silent neurons, whose updates are all that it takes, its inhibition and gates."""
+    model = rounded(**fields)
+    steps, missing = fields["num_time_steps"], 3 * NUM_TOKENS - sum(LENGTHS)
+    _, traffic = graph_energy(build(model, NUM_TOKENS), model, BATCH)
+    width, inner = 32, 64
+    neurons = 2 * (7 * width + inner) + width  # of a token: input, query, key, value, both products, input; norm
+    inhibited = 2 * (5 * width + inner) + width
     gates = sum(
         int((spikes.sum((0, 2, 3)) * (NUM_TOKENS - torch.tensor(LENGTHS))).sum())
-        for name, spikes in spikes_of_model(model, BATCH).items()
+        for name, spikes in run_checkpoint(model, BATCH, steps).items()
         if name.endswith("context_neuron")
     )
-    assert traffic.padding == steps * num_padding * inhibited + gates
+    shortcuts, gains = 2 * 2 * width, (2 * 2 + 1) * width
+    assert traffic.padding_additions == steps * missing * (2 * neurons + inhibited + shortcuts) + gates
+    assert traffic.padding_multiplications == steps * missing * (neurons + gains)
+
+
+def test_layers_whose_weights_are_all_zero_are_counted_as_what_they_are():
+    model = neuromorphic(num_time_steps=2)
+    with torch.no_grad():
+        model.spikebert.encoder.layer[0].attention.query.weight.zero_()
+        model.spikebert.encoder.layer[1].attention.output.weight.zero_()
+        model.spikebert.encoder.layer[1].mlp.output.weight.zero_()
+    model = to_fixed_point(model, NUM_TOKENS, 2)
+    assert_same_account(model, build(model, NUM_TOKENS), BATCH)
 
 
 # The commands
@@ -421,7 +568,7 @@ def test_export_writes_a_graph_and_its_checkpoint(exported):
     folder, printed = exported
     assert f"{folder / 'chip' / 'model.nir'}: " in printed
     assert "8 tokens, T 2" in printed
-    assert "It fires as the checkpoint beside it does" in printed
+    assert "All its neurons fire as those of the checkpoint next to it" in printed
     assert ".attention.query_neuron" in printed
     graph, model = read_export(folder / "chip" / "model.nir")
     assert graph.metadata["num_time_steps"] == 2
@@ -437,14 +584,14 @@ def test_energy_reads_the_graph(exported, capsys, tmp_path):
     folder, _ = exported
     texts = ["the film is good", "bad"]
     spikebert(["energy", str(folder / "chip" / "model.nir"), "--text", *texts, "--json", str(tmp_path / "graph.json")])
-    assert "Its padding takes" in capsys.readouterr().out
+    assert "Tokens that are not there take" in capsys.readouterr().out
     spikebert(["energy", str(folder / "chip"), "--text", *texts, "--json", str(tmp_path / "model.json")])
     graph, model = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("graph", "model"))
     for account in ("published", "strict"):
         for figure in ("synaptic_operations", "macs", "energy_mj"):
             assert graph[account][figure] == pytest.approx(model[account][figure], rel=1e-12)
     assert len(graph["spikes"]) == 2 * 9 + 1
-    assert graph["additions_of_padding"] > 0
+    assert graph["padding"]["additions"] > graph["padding"]["multiplications"] > 0
 
 
 def test_events_of_a_graph_can_be_replayed(exported, capsys, tmp_path):
@@ -521,15 +668,19 @@ def test_options_of_another_format(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_graph_is_not_written_twice(exported):
+def test_nothing_is_written_over(exported, tmp_path):
     folder, _ = exported
+    model = SpikeBertForSequenceClassification.from_pretrained(folder / "student")
     with pytest.raises(ValueError, match=r"model\.nir is there already. Choose another folder, or remove it."):
-        export_nir(SpikeBertForSequenceClassification.from_pretrained(folder / "student"), folder / "chip")
+        export_nir(model, folder / "chip")
+    with pytest.raises(ValueError, match=r"student.config\.json is there already. Choose another folder"):
+        export_nir(model, folder / "student")
+    assert not (folder / "student" / "model.nir").exists()
 
 
 def test_a_graph_that_fires_otherwise_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(graph_module, "THRESHOLD", 0.9)
-    with pytest.raises(RuntimeError, match="fires otherwise than the checkpoint in time step 1"):
+    with pytest.raises(RuntimeError, match="fires in the graph otherwise than in the checkpoint in time step 1"):
         export_nir(neuromorphic(num_time_steps=2), tmp_path / "new", num_tokens=8)
     assert not list((tmp_path / "new").iterdir())
 
@@ -567,6 +718,20 @@ def test_a_damaged_graph_says_so(tmp_path):
     (tmp_path / "model.nir").write_bytes(os.urandom(100))
     with pytest.raises(ValueError, match=r"model\.nir cannot be read as a NIR graph .* Export it again."):
         read_export(tmp_path / "model.nir")
+    nir.write(tmp_path / "model.nir", graph_of(lif(2e-4, 1.0)))
+    with pytest.raises(ValueError, match=r"model\.nir was not written by spikebert export. Name a graph of a Spike"):
+        read_export(tmp_path / "model.nir")
+    rounded(num_time_steps=2).save_pretrained(tmp_path)
+    nir.write(tmp_path / "model.nir", build(rounded(num_time_steps=2, v_threshold=0.7), NUM_TOKENS))
+    with pytest.raises(ValueError, match=r"checkpoint next to .*model\.nir is not the one of that graph. Export both"):
+        read_export(tmp_path / "model.nir")
+
+
+def test_the_numpy_reader_compares_a_file_of_sentences(exported, tmp_path, capsys):
+    folder, _ = exported
+    (tmp_path / "some.csv").write_text("text,label\nthe film is good,LABEL_1\nbad,LABEL_0\n")
+    nir_proof.main(folder / "chip", str(tmp_path / "some.csv"))
+    assert re.search(r"numpy: 2 sentences, T 2, [\d,]{3,} spikes, 0 differ, ", capsys.readouterr().out)
 
 
 def test_the_example_compares_simulators_with_the_checkpoint(exported, tmp_path):

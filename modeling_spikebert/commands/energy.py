@@ -58,24 +58,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _of_graph(args: argparse.Namespace, sentences: list[str], constants: EnergyConstants) -> dict[str, Any]:
     """The account of an exported graph, and its sizes."""
-    try:
-        from ..neuromorphic import graph_energy, read_export, size_table
-    except ModuleNotFoundError as error:
-        raise ImportError('nir is missing. Install it with: pip install -c constraints.txt ".[nir]"') from error
+    from ..neuromorphic import graph_energy, read_export, shape_of, size_table, spike_table
+
     if args.teacher is not None or args.plots is not None:
         raise ValueError("--teacher and --plots are for checkpoints. Leave them out, or name the folder of the graph.")
     graph, model = read_export(args.model)
-    most = int(graph.nodes["input"].output_type["output"][1])
+    most, _ = shape_of(graph)
     if args.max_length is not None and args.max_length > most:
         raise ValueError(f"--max-length {args.max_length} exceeds the {most} tokens of {args.model}. Export more.")
     args.max_length = most if args.max_length is None else args.max_length
     batches = _batches(str(Path(args.model).parent), sentences, args)
     report, traffic = graph_energy(graph, model, batches, constants, args.model)
-    spikes = {name: count / traffic.num_sentences for name, count in traffic.spikes.items()}
-    padding = traffic.padding / traffic.num_sentences
-    print(f"{report}\n\n{size_table(graph, spikes)}\n")
-    print(f"Spikes are those of a sentence. Its padding takes {number(padding)} additions more, which no row has.")
-    figures = report.to_dict() | {"spikes": spikes, "additions_of_padding": padding}
+    spikes, operations = traffic.per_sentence(traffic.spikes), traffic.per_sentence(traffic.operations)
+    print(f"{report}\n\n{spike_table(graph, spikes)}\n\n{size_table(graph, operations)}\n")
+    print("Spikes and operations are those of a sentence, and operations are without synapses of weight 0.")
+    additions, multiplications = (
+        count / traffic.num_sentences for count in (traffic.padding_additions, traffic.padding_multiplications)
+    )
+    print(
+        f"Tokens that are not there take {number(additions)} additions and {number(multiplications)} multiplications "
+        f"more. A graph of fewer than {most} tokens has fewer of them."
+    )
+    padding = {"additions": additions, "multiplications": multiplications}
+    figures = report.to_dict() | {"spikes": spikes, "operations": operations, "padding": padding}
     _write_json(args, figures)
     return figures
 

@@ -13,20 +13,10 @@ from ..console.text import number
 from ..hub.fetching import load_model, loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification
 
-EXTRAS = {
-    "onnx": 'onnx and onnxruntime are missing. Install them with: pip install -c constraints.txt ".[onnx]"',
-    "nir": 'nir is missing. Install it with: pip install -c constraints.txt ".[nir]"',
-    "events": 'nir or matplotlib is missing. Install them with: pip install -c constraints.txt ".[nir,energy]"',
-}
-
 
 def run(args: argparse.Namespace) -> None:
     set_loudness(args.verbose)
-    write = {"onnx": _onnx, "nir": _nir, "events": _events}[args.format]
-    try:
-        write(args)
-    except ModuleNotFoundError as error:
-        raise ImportError(EXTRAS[args.format]) from error
+    {"onnx": _onnx, "nir": _nir, "events": _events}[args.format](args)
 
 
 def _load(args: argparse.Namespace, **options: Any) -> tuple[SpikeBertForSequenceClassification, Any]:
@@ -43,7 +33,12 @@ def _load(args: argparse.Namespace, **options: Any) -> tuple[SpikeBertForSequenc
 
 
 def _onnx(args: argparse.Namespace) -> None:
-    from ..export import export_onnx
+    try:
+        from ..export import export_onnx
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            'onnx and onnxruntime are missing. Install them with: pip install -c constraints.txt ".[onnx]"'
+        ) from error
 
     model, tokenizer = _load(args, num_time_steps=args.num_time_steps, exit_threshold=args.exit_threshold)
     checks = export_onnx(model, Path(args.output_dir), tokenizer, tuple(args.precision), args.with_spikes)
@@ -57,14 +52,14 @@ def _onnx(args: argparse.Namespace) -> None:
 
 
 def _nir(args: argparse.Namespace) -> None:
-    from ..neuromorphic import export_nir, size_table
+    from ..neuromorphic import export_nir, shape_of, size_table
 
     model, tokenizer = _load(args)
     found = export_nir(model, args.output_dir, tokenizer, args.num_tokens, args.num_time_steps)
-    steps, tokens = int(found.graph.metadata["num_time_steps"]), found.graph.nodes["input"].output_type["output"][1]
+    tokens, steps = shape_of(found.graph)
     print(f"{found.file}: {found.megabytes:.1f} MB, {len(found.graph.nodes)} nodes, {tokens} tokens, T {steps}")
-    print("It fires as the checkpoint beside it does, on 64 sentences of random tokens.")
-    print(f"Weights of 8 bits change the class of {found.num_other_classes} of these sentences.\n")
+    print("All its neurons fire as those of the checkpoint next to it, on 64 sentences of random tokens.")
+    print(f"Rounding the weights changed the class of {found.num_other_classes} of these. Measure real sentences.\n")
     print(size_table(found.graph))
     print(f'\nNext: spikebert energy {found.file} --text "A sentence."')
 
@@ -99,10 +94,11 @@ def _events_of_graph(
     file: Path, model: SpikeBertForSequenceClassification, tokenizer: Any, args: argparse.Namespace
 ) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
     """Spikes of each sentence, `[T, channels, L]`, and the currents that go in and come out."""
-    from ..neuromorphic import input_currents, read_graph, run
+    from ..neuromorphic import check_pair, input_currents, read_graph, run, shape_of
 
     graph = read_graph(file)
-    num_tokens, steps = int(graph.nodes["input"].output_type["output"][1]), int(graph.metadata["num_time_steps"])
+    check_pair(graph, model, file)
+    num_tokens, steps = shape_of(graph)
     if args.num_time_steps not in (None, steps):
         raise ValueError(f"{file} has {steps} time steps. Leave out --num-time-steps, or export it anew.")
     currents = input_currents(model, tokenizer(args.text, padding=True, return_tensors="pt"), num_tokens)

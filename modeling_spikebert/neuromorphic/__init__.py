@@ -10,11 +10,11 @@ except ImportError as error:
 
 from .account import Traffic, graph_energy
 from .events import save_events
-from .export import GRAPH_NAME, NirExport, export_nir, read_export, read_graph
+from .export import GRAPH_NAME, NirExport, check_pair, export_nir, read_export, read_graph
 from .fixed_point import to_fixed_point
-from .graph import build
-from .interpreter import Trace, input_currents, run
-from .sizes import Population, populations_of, size_table
+from .graph import build, shape_of
+from .interpreter import Trace, input_currents, run, run_checkpoint
+from .sizes import Population, populations_of, size_table, spike_table
 
 __all__ = [
     "GRAPH_NAME",
@@ -23,6 +23,7 @@ __all__ = [
     "Trace",
     "Traffic",
     "build",
+    "check_pair",
     "export_nir",
     "graph_energy",
     "input_currents",
@@ -30,7 +31,10 @@ __all__ = [
     "read_export",
     "read_graph",
     "run",
+    "run_checkpoint",
     "save_events",
+    "shape_of",
     "size_table",
+    "spike_table",
     "to_fixed_point",
 ]

@@ -18,6 +18,8 @@ Only kinds of nodes that snnTorch and spikingjelly read alike are used, with typ
 - Padding inhibits all neurons that have a bias, more than any input can excite them. So it is silent.
 """
 
+from enum import Enum
+from hashlib import sha256
 from typing import Any
 
 import nir
@@ -29,7 +31,39 @@ from ..modeling_spikebert import SpikeBertForSequenceClassification
 DT = 1e-4  # seconds in a time step; what readers of NIR take
 THRESHOLD = 1 - 2.0**-23
 INPUT, OUTPUT = "input", "output"
+MAKER = "modeling_spikebert"
 MOST_BYTES = 4e9  # of weights, of which most are the zeros of sums over tokens
+
+
+class Kind(Enum):
+    """What a Conv1d of the graph stands for."""
+
+    LINEAR = "linear"
+    GAIN = "gain"  # of a norm that reads the shortcut
+    SUM = "sum"  # over the tokens of a sentence
+    BROADCAST = "broadcast"  # from a gate to all tokens
+    SHORTCUT = "shortcut"  # where edges add up, and the embeddings
+    PADDING = "padding"  # inhibits
+
+
+def kind_of(name: str) -> Kind:
+    """By the name of its node."""
+    ends = {"norm": Kind.GAIN, "sum": Kind.SUM, "broadcast": Kind.BROADCAST, "shortcut": Kind.SHORTCUT}
+    ends |= {"embeddings": Kind.SHORTCUT, "padding": Kind.PADDING, "padding_of_intermediate": Kind.PADDING}
+    return ends.get(name.rpartition(".")[2], Kind.LINEAR)
+
+
+def shape_of(graph: nir.NIRGraph) -> tuple[int, int]:
+    """Tokens and time steps of a graph."""
+    return int(graph.nodes[INPUT].output_type["output"][1]), int(graph.metadata["num_time_steps"])
+
+
+def digest_of(model: SpikeBertForSequenceClassification) -> str:
+    """Tells a graph's own checkpoint from others."""
+    digest = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def build(model: SpikeBertForSequenceClassification, num_tokens: int) -> nir.NIRGraph:
@@ -48,7 +82,7 @@ def check_size(model: SpikeBertForSequenceClassification, num_tokens: int) -> No
         raise ValueError(
             f"A graph has 1 to {config.max_position_embeddings} tokens, the positions of its model, got {num_tokens}."
         )
-    size = 4 * config.num_hidden_layers * config.hidden_size**2 * 2 * num_tokens
+    size = 4 * config.num_hidden_layers * config.hidden_size**2 * 2 * num_tokens  # sums and their ways back
     if size > MOST_BYTES:
         most = int(num_tokens * MOST_BYTES / size)
         raise ValueError(
@@ -85,7 +119,12 @@ class _Graph:
         spikes = self.reader("norm", self.model.norm, shortcut)
         self.edges.append((self.linear("classifier", self.model.classifier, spikes, 1.0), OUTPUT))
         self.nodes[OUTPUT] = nir.Output(np.array([self.config.num_labels, self.length]))
-        metadata = {"num_time_steps": self.config.num_time_steps, "dt": DT}
+        metadata = {
+            "made_by": MAKER,
+            "checkpoint": digest_of(self.model),
+            "num_time_steps": self.config.num_time_steps,
+            "dt": DT,
+        }
         return nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
     def attention(self, name: str, attention: Any, shortcut: str) -> str:

@@ -4,6 +4,7 @@ Shapes: `T` time steps, `B` batch, `L` tokens of the graph, `D` hidden, `C` clas
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..energy.counting import eval_mode
 from .graph import DT, INPUT, OUTPUT
 
 
@@ -87,6 +89,8 @@ def input_currents(model: Any, batch: Mapping[str, Tensor], num_tokens: int) -> 
         num_tokens: `L` of the graph, at least `n`.
     """
     ids = batch["input_ids"]
+    if "attention_mask" in batch and not batch["attention_mask"].any(1).all():
+        raise ValueError("attention_mask must have a token in each row.")
     if ids.shape[1] > num_tokens:
         raise ValueError(f"The graph has {num_tokens} tokens, and a sentence {ids.shape[1]}. Cut it, or export more.")
     mask = batch.get("attention_mask", torch.ones_like(ids)).unsqueeze(-1)
@@ -96,3 +100,49 @@ def input_currents(model: Any, batch: Mapping[str, Tensor], num_tokens: int) -> 
     padding = torch.zeros(*currents.shape[:2], num_tokens - ids.shape[1], dtype=currents.dtype)
     padding[:, -1] = 1
     return torch.cat([currents, padding], dim=2)
+
+
+@torch.no_grad()
+def run_checkpoint(model: Any, batch: Mapping[str, Tensor], num_time_steps: int) -> dict[str, Tensor]:
+    """What the neurons of a checkpoint fire in PyTorch, by the names of the graph's nodes.
+
+    Args:
+        model: a classifier of the neuromorphic variant.
+        batch: as in `input_currents`.
+        num_time_steps: `T`.
+
+    Returns:
+        bool `[T, B, channels, n]`, of gates `[T, B, channels, 1]`; silent at padding.
+    """
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask", torch.ones_like(ids)).bool()  # [B, n]
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, spikes: Tensor) -> None:
+        if name.endswith("context_neuron"):  # [T, B, D]
+            found[name] = spikes.unsqueeze(-1) != 0
+        elif spikes.dim() == 4:  # [T, B, n, D]
+            found[name] = ((spikes != 0) & mask.unsqueeze(-1)).mT
+        else:  # [T, N, D] of tokens alone
+            padded = torch.zeros(len(spikes), *mask.shape, spikes.shape[-1], dtype=torch.bool)
+            padded[:, mask] = spikes != 0
+            found[name] = padded.mT
+
+    def hook_of(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                keep(name, output)
+            else:
+                _, (_, _, key, value, context) = output
+                keep(f"{name}.product_neuron", key * value)
+                keep(f"{name}.masked_neuron", context)
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        for name, module in model.named_modules():
+            if (hasattr(module, "batch_norm") and hasattr(module, "neurons")) or hasattr(module, "spike_driven"):
+                stack.callback(module.register_forward_hook(hook_of(name)).remove)
+        model(**batch, num_time_steps=num_time_steps)
+    return found
