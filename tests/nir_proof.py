@@ -2,7 +2,8 @@
 
     python tests/nir_proof.py runs/chip data/sst2/validation.parquet
 
-The same as `examples/simulate_nir.py`, for the reader that shares nothing with others (0.4 s a sentence for 3 x 384, T 1).
+The same as `examples/simulate_nir.py`, for the reader that shares nothing with others. A sentence takes 0.4 s (3 x 384,
+T 1).
 """
 
 import sys
