@@ -40,9 +40,8 @@ def main(folder: str, file: str) -> None:
             right += int(np.argmax(scores)) == int(labels[i])
             sentences += 1
         print(f"  {sentences} sentences, {differing} differences", file=sys.stderr, flush=True)
-    print(
-        f"numpy: {sentences} sentences, T {steps}, {spikes:,} spikes, {differing} differ, {100 * right / sentences:.2f} % right"
-    )
+    accuracy = f"{100 * right / sentences:.2f} % right"
+    print(f"numpy: {sentences} sentences, T {steps}, {spikes:,} spikes, {differing} differ, {accuracy}")
 
 
 if __name__ == "__main__":
