@@ -30,8 +30,11 @@ from transformers import (
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel, __version__
 from modeling_spikebert.commands import COMMANDS, main
+from modeling_spikebert.commands.options.quickstart import WORKING
+from modeling_spikebert.commands.options.quickstart import parse as parse_quickstart
 from modeling_spikebert.commands.quickstart import NAMES, compare, verdict
 from modeling_spikebert.distillation import PROJECTIONS_NAME
+from modeling_spikebert.distillation.run_folder import LOCK_NAME
 from modeling_spikebert.pictures import raster, save, spikes_of
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +161,8 @@ def test_help_says_what_a_command_does_and_groups_its_options(helps, name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_examples_of_a_help_can_be_typed(helps, name):
+def test_examples_of_a_help_can_be_typed(helps, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no run has left its folder
     _, examples = re.split(r"^examples?:\n", helps[name], flags=re.MULTILINE)
     commands = [shlex.split(line) for line in examples.replace("\\\n", " ").splitlines()]
     assert commands
@@ -269,6 +273,34 @@ def test_quickstart_leaves_a_folder_with_files_alone(tmp_path, inputs):
     (tmp_path / "notes.txt").write_text("mine")
     message = refused(tmp_path, "--output-dir", tmp_path)
     assert f"{tmp_path} is not empty. Choose another --output-dir" in message
+    message = refused(tmp_path, "--output-dir", tmp_path / "notes.txt")
+    assert message.endswith("notes.txt is a file. Choose another --output-dir.")
+
+
+def test_quickstart_starts_again_where_a_run_left_no_result(tmp_path):
+    working = tmp_path / "training"
+    working.mkdir()
+    assert parse_quickstart(["--output-dir", str(tmp_path)])
+    (working / LOCK_NAME).touch()
+    assert ("training", f"training/{LOCK_NAME}") == WORKING
+    assert parse_quickstart(["--output-dir", str(tmp_path)])
+    for mine in (working / "notes.txt", tmp_path / "teacher"):  # the end of a run removes the working folder
+        mine.touch()
+        assert "is not empty" in refused(tmp_path, "--output-dir", tmp_path)
+        mine.unlink()
+
+
+def test_quickstart_refuses_a_folder_before_it_imports_torch(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    code = f"""
+import sys
+from modeling_spikebert.commands import main
+try:
+    main(["quickstart", "--output-dir", {str(tmp_path)!r}])
+except SystemExit as stopped:
+    print(stopped.code, "torch" in sys.modules)
+"""
+    assert run(sys.executable, "-c", code).stdout.endswith("or remove it. False\n")
 
 
 @pytest.mark.parametrize("option", ["--train-file", "--validation-file"])

@@ -35,7 +35,6 @@ from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..hub.fetching import load_model, loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, SpikeBertPreTrainedModel
-from .options import check_new_folder
 from .options.quickstart import QuickstartArguments
 
 NUM_ENERGY_SENTENCES = 200
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     set_loudness(options.verbose)
     args: QuickstartArguments = options.quickstart
     folder = Path(args.output_dir)
-    check(folder)
+    check()
     start = time.perf_counter()
     set_seed(args.seed)
 
@@ -179,9 +178,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def check(folder: Path) -> None:
+def check() -> None:
     """Refuses before any work what would fail after it."""
-    check_new_folder(folder)
     if find_spec("matplotlib") is None:
         raise ImportError(
             "matplotlib is not installed. Install the extra: pip install -c constraints.txt '.[quickstart]'."

@@ -129,8 +129,11 @@ def check_at_least(smallest: int, options: Any, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {smallest}, got {getattr(options, name)}.")
 
 
-def check_new_folder(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
+def check_new_folder(folder: Path, working: Sequence[str] = ()) -> None:
+    """For a command that does not write over what is there; `working` are names of a stopped run without results."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file. Choose another --output-dir.")
+    if folder.exists() and any(path.relative_to(folder).as_posix() not in working for path in folder.rglob("*")):
         raise ValueError(f"{folder} is not empty. Choose another --output-dir, or remove it.")
 
 
