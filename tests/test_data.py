@@ -28,6 +28,7 @@ from modeling_spikebert.data import (
     match_labels,
     tokenize,
 )
+from modeling_spikebert.data.mapping import mapped
 
 ROWS = [("a fine film", "good"), ("so dull", "bad"), ("it runs, mostly", "fair"), ("very fine", "good")]
 TYPES = ("csv", "json", "jsonl", "parquet")
@@ -42,6 +43,40 @@ def write(file: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "la
     table = Dataset.from_dict({column: [row[i] for row in rows] for i, column in enumerate(columns)})
     table.to_csv(file) if file.suffix == ".csv" else table.to_parquet(file)
     return str(file)
+
+
+class Pickled:
+    """What happens when it is hashed."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def __call__(self, row: dict) -> dict:
+        return {"text": row["text"].upper()}
+
+    def __reduce__(self):
+        raise self.error
+
+
+def test_ctrl_c_ends_the_hashing_of_what_maps():
+    with pytest.raises(KeyboardInterrupt):
+        mapped(Dataset.from_dict({"text": ["a"]}), Pickled(KeyboardInterrupt()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_hashed_maps_all_the_same():
+    assert mapped(Dataset.from_dict({"text": ["a"]}), Pickled(TypeError()))["text"][:] == ["A"]
+
+
+def test_tokens_have_a_fingerprint_of_text_and_length():
+    """The cache of a teacher's outputs is named by it."""
+
+    def fingerprint(text: str, length: int) -> str:
+        return tokenize(Dataset.from_dict({"text": [text]}), tiny_tokenizer(), length)._fingerprint
+
+    assert fingerprint("word1", 8) == fingerprint("word1", 8)
+    others = [fingerprint("word1", 8), fingerprint("word2", 8), fingerprint("word1", 9)]
+    assert len(set(others)) == 3
 
 
 def labelled(folder: Path, train: list[tuple], validation: list[tuple] | None = None, suffix: str = "jsonl", **options):

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..hub.fetching import reach_hub
+from .mapping import mapped
 
 logger = logging.get_logger(__name__)
 
@@ -166,7 +167,8 @@ def match_labels(text: LabelledText, id2label: dict[int, str]) -> LabelledText:
     def renumber(row: dict[str, Any]) -> dict[str, Any]:
         return {"label": ids[row["label"]]}
 
-    return replace(text, train=text.train.map(renumber), validation=text.validation.map(renumber), label_names=theirs)
+    train, validation = (mapped(part, renumber) for part in (text.train, text.validation))
+    return replace(text, train=train, validation=validation, label_names=theirs)
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -194,7 +196,7 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
         encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
         return encoded | ({"labels": batch["label"]} if "label" in batch else {})
 
-    tokens = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+    tokens = mapped(dataset, encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
     some = tokens.select(range(0, len(tokens), 1 + len(tokens) // ROWS_LOOKED_AT))
     warn_of_unknown(some["input_ids"], tokenizer)
     return tokens
