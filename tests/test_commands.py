@@ -70,7 +70,7 @@ def inputs(tmp_path_factory) -> Inputs:
     labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     tiny_teacher(**labels).save_pretrained(folder / "teacher")
     tiny_tokenizer().save_pretrained(folder / "teacher")
-    return Inputs(folder / "teacher", write_csv(folder / "train.csv", 64), write_csv(folder / "validation.csv", 40))
+    return Inputs(folder / "teacher", write_csv(folder / "train.csv", 64), write_csv(folder / "validation.csv", 41))
 
 
 # The console script
@@ -381,9 +381,15 @@ def test_comparison_by_hand():
     assert alone["gain"] == pytest.approx(0.25)
     assert alone["standard_error"] == pytest.approx((3 / 14 / 8) ** 0.5)
     assert alone["measurable"] is False
-    figures = "the majority class: 75.0 % of the sentences are right, against 50.0 % (teacher: 100.0 %)."
-    assert verdict(result).startswith(f"The student does NOT beat {figures} Train longer")
-    assert verdict(result | {"gain_over_majority": {"measurable": True}}) == f"The student beats {figures}"
+    figures = (
+        "the majority class: 75.0 % of 8 sentences are right, against 50.0 % (teacher: 100.0 %). That is +25.0 points, "
+        "standard error 25.0."
+    )
+    not_beaten = f"The student does not measurably beat {figures}"
+    assert verdict(result, 200, 8).startswith(f"{not_beaten} Use more text. Train longer (--teacher-steps, ")
+    assert verdict(result, 20000, 8).startswith(f"{not_beaten} Train longer (--teacher-steps, ")
+    beaten = result | {"gain_over_majority": majority | {"measurable": True}}
+    assert verdict(beaten, 200, 8) == f"The student beats {figures}"
 
 
 @pytest.mark.parametrize(("gains", "losses", "measurable"), [(20, 0, True), (20, 19, False), (0, 20, False)])
@@ -471,7 +477,8 @@ def test_quickstart_writes_metrics(quickstart):
     metrics = quickstart.metrics
     assert set(metrics["accuracy"]) == set(NAMES)
     assert all(0 <= accuracy <= 1 for accuracy in metrics["accuracy"].values())
-    assert metrics["num_validation_sentences"] == 40
+    assert metrics["num_validation_sentences"] == 41
+    assert metrics["accuracy"][NAMES[0]] == 21 / 41  # good; of the training text each label is half
     for over in ("gain_over_majority", "gain_over_student_without_teacher"):
         assert set(metrics[over]) == {"gain", "standard_error", "measurable"}
     assert metrics["options"]["task_steps"] == 4
@@ -523,8 +530,8 @@ def test_quickstart_writes_a_card(quickstart, inputs):
 def test_quickstart_prints_the_comparison_and_classified_sentences(quickstart, inputs):
     for name, accuracy in quickstart.metrics["accuracy"].items():
         assert re.search(rf"^{name} +{100 * accuracy:.1f} %$", quickstart.stdout, re.MULTILINE)
-    measurable = quickstart.metrics["gain_over_majority"]["measurable"]
-    assert ("beats" if measurable else "did NOT measurably beat") + f" the {NAMES[0]}" in quickstart.stdout
+    gain = 100 * quickstart.metrics["gain_over_student_without_teacher"]["gain"]
+    assert f"What the teacher gave: {gain:+.1f} points, standard error " in quickstart.stdout
     shown = quickstart.stdout.split("classified in a fresh process")[1]
     for line in inputs.validation.read_text().splitlines()[1:5]:
         text = line.split(",")[0]
@@ -533,20 +540,21 @@ def test_quickstart_prints_the_comparison_and_classified_sentences(quickstart, i
 
 def test_quickstart_ends_with_the_verdict_the_files_and_what_is_next(quickstart):
     answer, files, following = quickstart.stdout.splitlines()[-3:]
-    assert answer == verdict(quickstart.metrics)
+    assert answer == verdict(quickstart.metrics, 64, 41)
+    assert quickstart.stdout.count("the majority class") == 1
     assert files.startswith(f"Written to {quickstart.folder}: student/")
     assert following.startswith(f"Next: spikebert energy {quickstart.folder}/student ")
 
 
 def test_quickstart_warns_of_rows_in_both_files_and_of_unknown_tokens(quickstart):
-    assert "40 of 40 validation rows are in the training data, too." in quickstart.stderr
+    assert "41 of 41 validation rows are in the training data, too." in quickstart.stderr
     (line,) = (line for line in quickstart.stderr.splitlines() if "unknown" in line)
     assert line.startswith("80 % of the tokens are unknown to the tokenizer (")  # 4 of 5, without [CLS] and [SEP]
     assert line.endswith("Name a teacher for the language of the text.")
 
 
 def test_quickstart_shows_the_energy_of_student_and_teacher(quickstart):
-    shown = quickstart.stdout.split("\nEnergy on 40 validation sentences\n")[1]
+    shown = quickstart.stdout.split("\nEnergy on 41 validation sentences\n")[1]
     energy = quickstart.metrics["energy"]
     card = ModelCard.load(quickstart.folder / "student" / "README.md").content.split("## Energy")[1]
     for account in ("published", "strict"):
@@ -560,7 +568,7 @@ def test_quickstart_shows_the_energy_of_student_and_teacher(quickstart):
     assert "latency, ms" in shown
     assert "T x firing rate of the input" in card
     assert "0.9 pJ" in card
-    assert "mean over 40 sentences of validation.csv" in card
+    assert "mean over 41 sentences of validation.csv" in card
     assert f"{energy['tokens_per_sentence']:.1f} tokens" in card
 
 
