@@ -706,6 +706,36 @@ def test_energy_of_a_damaged_folder(quickstart, tmp_path, file, content, expecte
     )
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["energy", "FOLDER", "--text", "word1"],
+        ["show", "FOLDER", "--text", "word1"],
+        ["export", "FOLDER", "--format", "onnx", "--output-dir", "out"],
+        ["quickstart", "--teacher", "FOLDER", "--output-dir", "out"],
+        ["distill", "--stage", "general", "--teacher", "FOLDER", "--train-file", "a.csv", "--output-dir", "out"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_folder_of_a_run_is_no_model(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "curves.png").touch()
+    command = ["run" if word == "FOLDER" else word for word in command]
+
+    def message() -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        return stopped.value.code
+
+    start = f"spikebert {command[0]}: run holds no model: there is no config.json. "
+    assert message() == start + "Name the folder of a model."
+    for name, meant in (("stage1", "stage1"), ("student", "student"), ("a", "student")):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "config.json").touch()
+        assert message() == f"{start}Did you mean run/{meant}?"
+
+
 def test_energy_refuses_what_is_no_encoder(tmp_path):
     GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=64)).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
