@@ -546,6 +546,12 @@ def test_quickstart_ends_with_the_verdict_the_files_and_what_is_next(quickstart)
     assert following.startswith(f"Next: spikebert energy {quickstart.folder}/student ")
 
 
+def test_quickstart_says_what_it_has_read(quickstart):
+    lines = quickstart.stdout.splitlines()
+    at = lines.index("Text: 64 sentences for training, 41 for validation")
+    assert lines[at + 1] == "Labels: bad (32), good (32)"
+
+
 def test_quickstart_warns_of_rows_in_both_files_and_of_unknown_tokens(quickstart):
     assert "41 of 41 validation rows are in the training data, too." in quickstart.stderr
     (line,) = (line for line in quickstart.stderr.splitlines() if "unknown" in line)

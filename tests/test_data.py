@@ -141,6 +141,17 @@ def test_the_same_text_for_training_and_validation(tmp_path, caplog):
     assert caplog.records[0].getMessage().startswith("2 of 3 validation rows are in the training data, too.")
 
 
+def test_labels_are_counted_and_similar_ones_are_named(tmp_path, caplog):
+    rows = [("a", "good"), ("b", "bad"), ("c", "good"), ("d", " good")]
+    text = labelled(tmp_path, rows, suffix="csv")
+    assert text.label_counts == {"bad": 1, "good": 3}
+    assert not caplog.records
+    rows[2:] = [("c", "Good"), ("d", "GOOD")]
+    assert labelled(tmp_path, rows, suffix="csv").label_counts == {"GOOD": 1, "Good": 1, "bad": 1, "good": 1}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The labels 'GOOD' and 'Good' differ in case or white space alone, and are")
+
+
 @pytest.mark.parametrize(("known", "warned"), [(19, False), (18, True)])
 def test_unknown_tokens_are_named_above_one_in_twenty(known, warned, caplog):
     text = Dataset.from_dict({"text": ["word1 " * known + "strange"]})

@@ -38,6 +38,7 @@ from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertMo
 from .options.quickstart import QuickstartArguments
 
 NUM_ENERGY_SENTENCES = 200
+MOST_LABELS = 20  # in a line
 FEW_SENTENCES = 1000  # for training: below it, more of them help most
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
 
@@ -85,7 +86,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if args.max_length > config.max_position_embeddings:
         raise ValueError(f"--max-length {args.max_length} exceeds the {config.max_position_embeddings} positions.")
     print(f"Teacher: {teacher.config.name_or_path}")
-    print(f"Text: {len(text.train):,} sentences for training, {len(text.validation):,} for validation", flush=True)
+    print(f"Text: {len(text.train):,} sentences for training, {len(text.validation):,} for validation")
+    counts = [f"{name} ({count:,})" for name, count in text.label_counts.items()]
+    others = f" and {len(counts) - MOST_LABELS} more" if len(counts) > MOST_LABELS else ""
+    print(f"Labels: {', '.join(counts[:MOST_LABELS])}{others}", flush=True)
     train, validation = (tokenize(part, tokenizer, args.max_length) for part in (text.train, text.validation))
     unlabelled = train.remove_columns("labels")
     if args.unlabelled_file is not None:

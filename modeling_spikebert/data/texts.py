@@ -59,6 +59,12 @@ class LabelledText:
         return maps
 
     @property
+    def label_counts(self) -> dict[str, int]:
+        """Training rows of each class."""
+        counts = Counter(self.train["label"])
+        return {name: counts[i] for i, name in enumerate(self.label_names)}
+
+    @property
     def num_unlabelled(self) -> int:
         """Training rows without label."""
         return sum(label == IGNORED_LABEL or math.isnan(label) for label in self.train["label"])
@@ -327,6 +333,7 @@ def labelled_text(
 
     feature = train.features["label"]
     names = list(label_names or (feature.names if isinstance(feature, ClassLabel) else sorted(known, key=_by_number)))
+    warn_of_similar(names)
     ids = ({str(i): i for i in range(len(names))} if label_names else {}) | {name: i for i, name in enumerate(names)}
     splits = []
     for table, source, split in zip(tables, sources, labels, strict=True):
@@ -338,6 +345,19 @@ def labelled_text(
             )
         splits.append(_split(table, [IGNORED_LABEL if x is None else ids[x] for x in split], Value("int64")))
     return LabelledText(splits[0], splits[1], names)
+
+
+def warn_of_similar(labels: Sequence[str]) -> None:
+    """Names the first two labels that differ in case or outer white space alone."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(label.strip().casefold(), label)
+        if other is not label:
+            logger.warning(
+                f"The labels {other!r} and {label!r} differ in case or white space alone, and are two classes. If they "
+                "are meant as one, write them alike."
+            )
+            return
 
 
 def _split(table: Dataset, labels: list[Any], dtype: Value) -> Dataset:
