@@ -76,7 +76,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with loading(teacher_name):
         tokenizer = AutoTokenizer.from_pretrained(teacher_name)
         teacher = load_model(
-            AutoModelForSequenceClassification, teacher_name, ignore_mismatched_sizes=True, **text.label_maps
+            AutoModelForSequenceClassification,
+            teacher_name,
+            to_be_trained=True,
+            ignore_mismatched_sizes=True,
+            **text.label_maps,
         )
     teacher.accepts_loss_kwargs = False  # BERT takes num_items_in_batch and does not use it
     if args.teacher is None:
@@ -142,7 +146,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     _say("[4/4] Stage 2: the student learns the task from the fine-tuned teacher")
     set_seed(args.seed)
-    student = load_model(SpikeBertForSequenceClassification, str(folder / "stage1"), **text.label_maps)
+    student = load_model(
+        SpikeBertForSequenceClassification, str(folder / "stage1"), to_be_trained=True, **text.label_maps
+    )
     from_stage1 = _options(args, args.task_steps) | {"initial_projections": str(folder / "stage1")}
     stage2 = distill("task", student, train, folder / "student", **from_stage1)
     measure(NAMES[3], student)

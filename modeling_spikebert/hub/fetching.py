@@ -85,8 +85,15 @@ def check_holds_model(name: str) -> None:
     raise ValueError(f"{name} holds no model: there is no config.json. {hint}")
 
 
-def load_model(cls: Any, name: str, **kwargs: Any) -> Any:
-    """`cls.from_pretrained(name, **kwargs)`, which says in a line what transformers reports in a table."""
+def load_model(cls: Any, name: str, to_be_trained: bool = False, **kwargs: Any) -> Any:
+    """`cls.from_pretrained(name, **kwargs)`, which says in a line what transformers reports in a table.
+
+    Args:
+        cls: of the model, or an Auto class.
+        name: of the folder, or on the Hub.
+        to_be_trained: whether weights that the checkpoint lacks are as they should be.
+        **kwargs: of `from_pretrained`.
+    """
     check_holds_model(name)
     with said_on_failure("transformers.modeling_utils"):
         model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
@@ -94,5 +101,6 @@ def load_model(cls: Any, name: str, **kwargs: Any) -> Any:
     new = sorted({weight.rpartition(".")[0] for weight in weights})
     if new:
         others = f" and {len(new) - 5} more" if len(new) > 5 else ""
-        say(f"New, from random weights: {', '.join(new[:5])}{others}. The rest is that of {name}.")
+        start = "New, and learned now" if to_be_trained else "New, from random weights"
+        say(f"{start}: {', '.join(new[:5])}{others}. The rest is that of {name}.")
     return model
