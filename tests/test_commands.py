@@ -517,6 +517,8 @@ def test_quickstart_writes_a_card(quickstart, inputs):
     card = ModelCard.load(quickstart.folder / "student" / "README.md")
     assert card.data.license is None  # whose text it is, only its owner can say
     assert card.data.library_name == "transformers"
+    count = sum(weight.numel() for weight in load_file(quickstart.folder / "student" / "model.safetensors").values())
+    assert f"| 1 | 32 | 2 | {count / 1e6:.3g} M |" in card.content
     (result,) = card.data.eval_results
     assert result.metric_type == "accuracy"
     assert result.metric_value == pytest.approx(quickstart.metrics["accuracy"][NAMES[3]], abs=1e-4)
