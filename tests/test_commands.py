@@ -104,6 +104,15 @@ def test_console_script_lists_every_command(capsys):
             ["augment", "--train_flie=a.csv"],
             "spikebert augment: unknown option --train_flie; did you mean --train-file?",
         ),
+        (
+            ["quickstart", "--train-fil", "a.csv", "--validation-fil", "b.csv"],
+            "spikebert quickstart: unknown option --train-fil; did you mean --train-file?",
+        ),
+        (["quickstart", "--out", "a"], "spikebert quickstart: unknown option --out; did you mean --output-dir?"),
+        (
+            ["distill", "--validation-fil=b.csv", "--train-file", "a.csv"],
+            "spikebert distill: unknown option --validation-fil; did you mean --validation-file?",
+        ),
         (["energy", "model", "--zzz"], "spikebert energy: unknown option --zzz; see --help."),
         (["energy", "model", "other", "--text", "a"], "spikebert energy: no option takes 'other'; see --help."),
         (["energy", "--text", "a"], "spikebert energy: the following arguments are required: MODEL"),
