@@ -324,8 +324,8 @@ def test_quickstart_with_one_file_of_two(tmp_path, inputs, option):
         ({"--train-file": "absent.csv"}, "absent.csv: no such file"),
         ({"--validation-file": "absent.parquet"}, "absent.parquet: no such file"),
         ({"--unlabelled-file": "absent.jsonl"}, "absent.jsonl: no such file"),
-        ({"--text-column": "sentence"}, "no column 'sentence'; it has ['text', 'label']"),
-        ({"--label-column": "mood"}, "no column 'mood'; it has ['text', 'label']"),
+        ({"--text-column": "sentence"}, "Did you mean 'text'? Pass --text-column text, or"),
+        ({"--label-column": "mood"}, "no column 'mood'; it has ['text', 'label']. Did you mean 'label'?"),
         ({"--teacher-steps": "0"}, "--teacher-steps must be at least 1, got 0"),
         ({"--batch-size": "-1"}, "--batch-size must be at least 1, got -1"),
         ({"--max-length": "17"}, "17 exceeds the 16 positions"),
@@ -363,7 +363,9 @@ def test_quickstart_says_what_separates_the_columns_of_a_csv(tmp_path, inputs, m
     options = ["--train-file", file, "--validation-file", inputs.validation, "--output-dir", tmp_path / "run"]
     message = refused(tmp_path, *options)
     assert str(file) in message
-    assert message.endswith(("in a csv, commas separate columns.", "its columns separated by commas."))
+    assert message.endswith(
+        ("In a csv, commas separate columns.", "separated by commas. Put texts with commas in quotes.")
+    )
 
 
 # Quickstart: the comparison
