@@ -552,12 +552,17 @@ def test_quickstart_prints_the_comparison_and_classified_sentences(quickstart, i
         assert any(row.split()[0] in ("good", "bad") and row.endswith(f"  {text}") for row in shown.splitlines() if row)
 
 
-def test_quickstart_ends_with_the_verdict_the_files_and_what_is_next(quickstart):
+def test_quickstart_ends_with_the_verdict_the_files_and_what_is_next(quickstart, inputs, capsys):
     answer, files, following = quickstart.stdout.splitlines()[-3:]
     assert answer == verdict(quickstart.metrics, 64, 41)
     assert quickstart.stdout.count("the majority class") == 1
     assert files.startswith(f"Written to {quickstart.folder}: student/")
     assert following.startswith(f"Next: spikebert energy {quickstart.folder}/student ")
+    *_, option = shlex.split(following)
+    own = [line.split(",")[0] for line in inputs.validation.read_text().splitlines()[1:5]]
+    assert option.removeprefix("--text=") == min(own, key=len)
+    main([*shlex.split(following)[2:]])
+    assert "\nfor one sentence " in capsys.readouterr().out
 
 
 def test_quickstart_says_what_it_has_read(quickstart):

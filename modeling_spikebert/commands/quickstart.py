@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from ..hub.fetching import load_model, loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, SpikeBertPreTrainedModel
 from .options.quickstart import QuickstartArguments
 
+SENTENCE = "The crew was great, thank you!"
 NUM_ENERGY_SENTENCES = 200
 MOST_LABELS = 20  # in a line
 FEW_SENTENCES = 1000  # for training: below it, more of them help most
@@ -185,7 +187,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     _say(f"Done in {duration(time.perf_counter() - start)}")
     print(verdict(comparison, len(train), len(actual)))
     print(f"Written to {folder}: student/, which is complete, stage1/, teacher/, metrics.json and curves.png.")
-    print(f'Next: spikebert energy {folder}/student --teacher {folder}/teacher --text "The crew was great, thank you!"')
+    own = (legible or text.validation["text"])[:4]
+    sentence = SENTENCE if args.validation_file is None else min(own, key=len)
+    example = shlex.quote(" ".join(sentence.split()))
+    print(f"Next: spikebert energy {folder}/student --teacher {folder}/teacher --text={example}")
     return report
 
 
