@@ -30,8 +30,11 @@ from transformers import (
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel, __version__
 from modeling_spikebert.commands import COMMANDS, main
+from modeling_spikebert.commands.options.quickstart import WORKING
+from modeling_spikebert.commands.options.quickstart import parse as parse_quickstart
 from modeling_spikebert.commands.quickstart import NAMES, compare, verdict
 from modeling_spikebert.distillation import PROJECTIONS_NAME
+from modeling_spikebert.distillation.run_folder import LOCK_NAME
 from modeling_spikebert.pictures import raster, save, spikes_of
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +70,7 @@ def inputs(tmp_path_factory) -> Inputs:
     labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     tiny_teacher(**labels).save_pretrained(folder / "teacher")
     tiny_tokenizer().save_pretrained(folder / "teacher")
-    return Inputs(folder / "teacher", write_csv(folder / "train.csv", 64), write_csv(folder / "validation.csv", 40))
+    return Inputs(folder / "teacher", write_csv(folder / "train.csv", 64), write_csv(folder / "validation.csv", 41))
 
 
 # The console script
@@ -100,6 +103,15 @@ def test_console_script_lists_every_command(capsys):
         (
             ["augment", "--train_flie=a.csv"],
             "spikebert augment: unknown option --train_flie; did you mean --train-file?",
+        ),
+        (
+            ["quickstart", "--train-fil", "a.csv", "--validation-fil", "b.csv"],
+            "spikebert quickstart: unknown option --train-fil; did you mean --train-file?",
+        ),
+        (["quickstart", "--out", "a"], "spikebert quickstart: unknown option --out; did you mean --output-dir?"),
+        (
+            ["distill", "--validation-fil=b.csv", "--train-file", "a.csv"],
+            "spikebert distill: unknown option --validation-fil; did you mean --validation-file?",
         ),
         (["energy", "model", "--zzz"], "spikebert energy: unknown option --zzz; see --help."),
         (["energy", "model", "other", "--text", "a"], "spikebert energy: no option takes 'other'; see --help."),
@@ -158,7 +170,8 @@ def test_help_says_what_a_command_does_and_groups_its_options(helps, name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_examples_of_a_help_can_be_typed(helps, name):
+def test_examples_of_a_help_can_be_typed(helps, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no run has left its folder
     _, examples = re.split(r"^examples?:\n", helps[name], flags=re.MULTILINE)
     commands = [shlex.split(line) for line in examples.replace("\\\n", " ").splitlines()]
     assert commands
@@ -269,6 +282,34 @@ def test_quickstart_leaves_a_folder_with_files_alone(tmp_path, inputs):
     (tmp_path / "notes.txt").write_text("mine")
     message = refused(tmp_path, "--output-dir", tmp_path)
     assert f"{tmp_path} is not empty. Choose another --output-dir" in message
+    message = refused(tmp_path, "--output-dir", tmp_path / "notes.txt")
+    assert message.endswith("notes.txt is a file. Choose another --output-dir.")
+
+
+def test_quickstart_starts_again_where_a_run_left_no_result(tmp_path):
+    working = tmp_path / "training"
+    working.mkdir()
+    assert parse_quickstart(["--output-dir", str(tmp_path)])
+    (working / LOCK_NAME).touch()
+    assert ("training", f"training/{LOCK_NAME}") == WORKING
+    assert parse_quickstart(["--output-dir", str(tmp_path)])
+    for mine in (working / "notes.txt", tmp_path / "teacher"):  # the end of a run removes the working folder
+        mine.touch()
+        assert "is not empty" in refused(tmp_path, "--output-dir", tmp_path)
+        mine.unlink()
+
+
+def test_quickstart_refuses_a_folder_before_it_imports_torch(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    code = f"""
+import sys
+from modeling_spikebert.commands import main
+try:
+    main(["quickstart", "--output-dir", {str(tmp_path)!r}])
+except SystemExit as stopped:
+    print(stopped.code, "torch" in sys.modules)
+"""
+    assert run(sys.executable, "-c", code).stdout.endswith("or remove it. False\n")
 
 
 @pytest.mark.parametrize("option", ["--train-file", "--validation-file"])
@@ -283,8 +324,8 @@ def test_quickstart_with_one_file_of_two(tmp_path, inputs, option):
         ({"--train-file": "absent.csv"}, "absent.csv: no such file"),
         ({"--validation-file": "absent.parquet"}, "absent.parquet: no such file"),
         ({"--unlabelled-file": "absent.jsonl"}, "absent.jsonl: no such file"),
-        ({"--text-column": "sentence"}, "no column 'sentence'; it has ['text', 'label']"),
-        ({"--label-column": "mood"}, "no column 'mood'; it has ['text', 'label']"),
+        ({"--text-column": "sentence"}, "Did you mean 'text'? Pass --text-column text, or"),
+        ({"--label-column": "mood"}, "no column 'mood'; it has ['text', 'label']. Did you mean 'label'?"),
         ({"--teacher-steps": "0"}, "--teacher-steps must be at least 1, got 0"),
         ({"--batch-size": "-1"}, "--batch-size must be at least 1, got -1"),
         ({"--max-length": "17"}, "17 exceeds the 16 positions"),
@@ -322,7 +363,9 @@ def test_quickstart_says_what_separates_the_columns_of_a_csv(tmp_path, inputs, m
     options = ["--train-file", file, "--validation-file", inputs.validation, "--output-dir", tmp_path / "run"]
     message = refused(tmp_path, *options)
     assert str(file) in message
-    assert message.endswith(("in a csv, commas separate columns.", "its columns separated by commas."))
+    assert message.endswith(
+        ("In a csv, commas separate columns.", "separated by commas. Put texts with commas in quotes.")
+    )
 
 
 # Quickstart: the comparison
@@ -349,9 +392,15 @@ def test_comparison_by_hand():
     assert alone["gain"] == pytest.approx(0.25)
     assert alone["standard_error"] == pytest.approx((3 / 14 / 8) ** 0.5)
     assert alone["measurable"] is False
-    figures = "the majority class: 75.0 % of the sentences are right, against 50.0 % (teacher: 100.0 %)."
-    assert verdict(result).startswith(f"The student does NOT beat {figures} Train longer")
-    assert verdict(result | {"gain_over_majority": {"measurable": True}}) == f"The student beats {figures}"
+    figures = (
+        "the majority class: 75.0 % of 8 sentences are right, against 50.0 % (teacher: 100.0 %). That is +25.0 points, "
+        "standard error 25.0."
+    )
+    not_beaten = f"The student does not measurably beat {figures}"
+    assert verdict(result, 200, 8).startswith(f"{not_beaten} Use more text. Train longer (--teacher-steps, ")
+    assert verdict(result, 20000, 8).startswith(f"{not_beaten} Train longer (--teacher-steps, ")
+    beaten = result | {"gain_over_majority": majority | {"measurable": True}}
+    assert verdict(beaten, 200, 8) == f"The student beats {figures}"
 
 
 @pytest.mark.parametrize(("gains", "losses", "measurable"), [(20, 0, True), (20, 19, False), (0, 20, False)])
@@ -426,7 +475,8 @@ def test_quickstart_writes_no_pickle_and_prints_lines_that_people_read(quickstar
     for steps in (20, 7, 3, 4):  # of the teacher, the student without one, and both stages
         assert re.search(rf"^step +\d/{steps}  loss .* sentences/s  \d+ s left$", printed, re.MULTILINE)
         assert f": {steps} steps of 8 sentences on cpu" in printed
-    assert "New, from random weights: classifier, norm. The rest is that of " in printed
+    assert "New, and learned now: classifier, norm. The rest is that of " in printed
+    assert "random weights" not in printed
 
 
 def test_quickstart_writes_the_stage_1_student_with_projections(quickstart):
@@ -439,7 +489,8 @@ def test_quickstart_writes_metrics(quickstart):
     metrics = quickstart.metrics
     assert set(metrics["accuracy"]) == set(NAMES)
     assert all(0 <= accuracy <= 1 for accuracy in metrics["accuracy"].values())
-    assert metrics["num_validation_sentences"] == 40
+    assert metrics["num_validation_sentences"] == 41
+    assert metrics["accuracy"][NAMES[0]] == 21 / 41  # good; of the training text each label is half
     for over in ("gain_over_majority", "gain_over_student_without_teacher"):
         assert set(metrics[over]) == {"gain", "standard_error", "measurable"}
     assert metrics["options"]["task_steps"] == 4
@@ -477,6 +528,8 @@ def test_quickstart_writes_a_card(quickstart, inputs):
     card = ModelCard.load(quickstart.folder / "student" / "README.md")
     assert card.data.license is None  # whose text it is, only its owner can say
     assert card.data.library_name == "transformers"
+    count = sum(weight.numel() for weight in load_file(quickstart.folder / "student" / "model.safetensors").values())
+    assert f"| 1 | 32 | 2 | {count / 1e6:.3g} M |" in card.content
     (result,) = card.data.eval_results
     assert result.metric_type == "accuracy"
     assert result.metric_value == pytest.approx(quickstart.metrics["accuracy"][NAMES[3]], abs=1e-4)
@@ -491,30 +544,42 @@ def test_quickstart_writes_a_card(quickstart, inputs):
 def test_quickstart_prints_the_comparison_and_classified_sentences(quickstart, inputs):
     for name, accuracy in quickstart.metrics["accuracy"].items():
         assert re.search(rf"^{name} +{100 * accuracy:.1f} %$", quickstart.stdout, re.MULTILINE)
-    measurable = quickstart.metrics["gain_over_majority"]["measurable"]
-    assert ("beats" if measurable else "did NOT measurably beat") + f" the {NAMES[0]}" in quickstart.stdout
+    gain = 100 * quickstart.metrics["gain_over_student_without_teacher"]["gain"]
+    assert f"What the teacher gave: {gain:+.1f} points, standard error " in quickstart.stdout
     shown = quickstart.stdout.split("classified in a fresh process")[1]
     for line in inputs.validation.read_text().splitlines()[1:5]:
         text = line.split(",")[0]
         assert any(row.split()[0] in ("good", "bad") and row.endswith(f"  {text}") for row in shown.splitlines() if row)
 
 
-def test_quickstart_ends_with_the_verdict_the_files_and_what_is_next(quickstart):
+def test_quickstart_ends_with_the_verdict_the_files_and_what_is_next(quickstart, inputs, capsys):
     answer, files, following = quickstart.stdout.splitlines()[-3:]
-    assert answer == verdict(quickstart.metrics)
+    assert answer == verdict(quickstart.metrics, 64, 41)
+    assert quickstart.stdout.count("the majority class") == 1
     assert files.startswith(f"Written to {quickstart.folder}: student/")
     assert following.startswith(f"Next: spikebert energy {quickstart.folder}/student ")
+    *_, option = shlex.split(following)
+    own = [line.split(",")[0] for line in inputs.validation.read_text().splitlines()[1:5]]
+    assert option.removeprefix("--text=") == min(own, key=len)
+    main([*shlex.split(following)[2:]])
+    assert "\nfor one sentence " in capsys.readouterr().out
+
+
+def test_quickstart_says_what_it_has_read(quickstart):
+    lines = quickstart.stdout.splitlines()
+    at = lines.index("Text: 64 sentences for training, 41 for validation")
+    assert lines[at + 1] == "Labels: bad (32), good (32)"
 
 
 def test_quickstart_warns_of_rows_in_both_files_and_of_unknown_tokens(quickstart):
-    assert "40 of 40 validation rows are in the training data, too." in quickstart.stderr
+    assert "41 of 41 validation rows are in the training data, too." in quickstart.stderr
     (line,) = (line for line in quickstart.stderr.splitlines() if "unknown" in line)
     assert line.startswith("80 % of the tokens are unknown to the tokenizer (")  # 4 of 5, without [CLS] and [SEP]
     assert line.endswith("Name a teacher for the language of the text.")
 
 
 def test_quickstart_shows_the_energy_of_student_and_teacher(quickstart):
-    shown = quickstart.stdout.split("\nEnergy on 40 validation sentences\n")[1]
+    shown = quickstart.stdout.split("\nEnergy on 41 validation sentences\n")[1]
     energy = quickstart.metrics["energy"]
     card = ModelCard.load(quickstart.folder / "student" / "README.md").content.split("## Energy")[1]
     for account in ("published", "strict"):
@@ -528,7 +593,7 @@ def test_quickstart_shows_the_energy_of_student_and_teacher(quickstart):
     assert "latency, ms" in shown
     assert "T x firing rate of the input" in card
     assert "0.9 pJ" in card
-    assert "mean over 40 sentences of validation.csv" in card
+    assert "mean over 41 sentences of validation.csv" in card
     assert f"{energy['tokens_per_sentence']:.1f} tokens" in card
 
 
@@ -561,7 +626,12 @@ def test_energy_of_a_file_beside_a_teacher(quickstart, inputs, tmp_path, capsys)
     for words in ("12 sentences", ".attention.query ", "binary", "published", "strict (45nm-fp32)", "linear layers"):
         assert words in shown
     assert figures["measured"]["latency_ms"] > 0
-    assert "joules: " in shown
+    assert re.search(
+        r"^Measured on cpu, \d+ threads?, one sentence at a time\. Joules (are of|were not measured:) ",
+        shown,
+        re.MULTILINE,
+    )
+    assert shown.endswith("\nWhat the words mean, and which figure to trust: docs/energy.md\n")
     pictures = {"energy.png", "firing_rates.png", "raster.png"}
     assert {file.name for file in (tmp_path / "plots").iterdir()} == pictures
     for file in (tmp_path / "plots").iterdir():
@@ -664,6 +734,36 @@ def test_energy_of_a_damaged_folder(quickstart, tmp_path, file, content, expecte
     assert message.startswith(
         f"spikebert energy: {tmp_path / 'model'} cannot be loaded: {expected} Is each of its files"
     )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["energy", "FOLDER", "--text", "word1"],
+        ["show", "FOLDER", "--text", "word1"],
+        ["export", "FOLDER", "--format", "onnx", "--output-dir", "out"],
+        ["quickstart", "--teacher", "FOLDER", "--output-dir", "out"],
+        ["distill", "--stage", "general", "--teacher", "FOLDER", "--train-file", "a.csv", "--output-dir", "out"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_folder_of_a_run_is_no_model(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "curves.png").touch()
+    command = ["run" if word == "FOLDER" else word for word in command]
+
+    def message() -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        return stopped.value.code
+
+    start = f"spikebert {command[0]}: run holds no model: there is no config.json. "
+    assert message() == start + "Name the folder of a model."
+    for name, meant in (("stage1", "stage1"), ("student", "student"), ("a", "student")):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "config.json").touch()
+        assert message() == f"{start}Did you mean run/{meant}?"
 
 
 def test_energy_refuses_what_is_no_encoder(tmp_path):

@@ -1,6 +1,7 @@
 """Reading text for training: what is accepted, and how each kind of bad data is refused."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -28,6 +29,7 @@ from modeling_spikebert.data import (
     match_labels,
     tokenize,
 )
+from modeling_spikebert.data.mapping import mapped
 
 ROWS = [("a fine film", "good"), ("so dull", "bad"), ("it runs, mostly", "fair"), ("very fine", "good")]
 TYPES = ("csv", "json", "jsonl", "parquet")
@@ -42,6 +44,40 @@ def write(file: Path, rows: list[tuple], columns: tuple[str, ...] = ("text", "la
     table = Dataset.from_dict({column: [row[i] for row in rows] for i, column in enumerate(columns)})
     table.to_csv(file) if file.suffix == ".csv" else table.to_parquet(file)
     return str(file)
+
+
+class Pickled:
+    """What happens when it is hashed."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def __call__(self, row: dict) -> dict:
+        return {"text": row["text"].upper()}
+
+    def __reduce__(self):
+        raise self.error
+
+
+def test_ctrl_c_ends_the_hashing_of_what_maps():
+    with pytest.raises(KeyboardInterrupt):
+        mapped(Dataset.from_dict({"text": ["a"]}), Pickled(KeyboardInterrupt()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_hashed_maps_all_the_same():
+    assert mapped(Dataset.from_dict({"text": ["a"]}), Pickled(TypeError()))["text"][:] == ["A"]
+
+
+def test_tokens_have_a_fingerprint_of_text_and_length():
+    """The cache of a teacher's outputs is named by it."""
+
+    def fingerprint(text: str, length: int) -> str:
+        return tokenize(Dataset.from_dict({"text": [text]}), tiny_tokenizer(), length)._fingerprint
+
+    assert fingerprint("word1", 8) == fingerprint("word1", 8)
+    others = [fingerprint("word1", 8), fingerprint("word2", 8), fingerprint("word1", 9)]
+    assert len(set(others)) == 3
 
 
 def labelled(folder: Path, train: list[tuple], validation: list[tuple] | None = None, suffix: str = "jsonl", **options):
@@ -104,6 +140,17 @@ def test_the_same_text_for_training_and_validation(tmp_path, caplog):
     assert not caplog.records
     labelled(tmp_path, ROWS, [ROWS[0], ("new", "good"), (ROWS[0][0], "bad")]).check_apart()
     assert caplog.records[0].getMessage().startswith("2 of 3 validation rows are in the training data, too.")
+
+
+def test_labels_are_counted_and_similar_ones_are_named(tmp_path, caplog):
+    rows = [("a", "good"), ("b", "bad"), ("c", "good"), ("d", " good")]
+    text = labelled(tmp_path, rows, suffix="csv")
+    assert text.label_counts == {"bad": 1, "good": 3}
+    assert not caplog.records
+    rows[2:] = [("c", "Good"), ("d", "GOOD")]
+    assert labelled(tmp_path, rows, suffix="csv").label_counts == {"GOOD": 1, "Good": 1, "bad": 1, "good": 1}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The labels 'GOOD' and 'Good' differ in case or white space alone, and are")
 
 
 @pytest.mark.parametrize(("known", "warned"), [(19, False), (18, True)])
@@ -224,7 +271,9 @@ def test_integers_to_be_predicted_are_real_numbers(tmp_path):
     "wrong", [None, "", "high", float("nan"), float("inf"), 1e30, [1.0]], ids=lambda wrong: str(wrong) or "empty"
 )
 def test_labels_that_are_no_numbers_are_named(tmp_path, wrong):
-    with refused(r"labels must be numbers of less than 1e\+18, not .* \(row 2\)", tmp_path / "train.jsonl"):
+    missing = wrong in (None, "") or wrong != wrong
+    expected = "row 2 has no label" if missing else r"labels must be numbers of less than 1e\+18, not .* \(row 2\)"
+    with refused(expected, tmp_path / "train.jsonl"):
         labelled(tmp_path, [("one", 1.0), ("two", wrong), ("three", 2.0)], regression=True)
 
 
@@ -317,7 +366,7 @@ def test_copies_in_regression_have_no_number(tmp_path, suffix):
 @types
 def test_an_original_without_label_is_named(tmp_path, suffix):
     train = write(tmp_path / f"train.{suffix}", [*COPIES, ("three", None, "original")], COPY_COLUMNS)
-    with refused(r"\(row 5\)", train):
+    with refused("row 5 has no label", train):
         load_labelled(train, write(tmp_path / "validation.csv", [("four", 1)]))
 
 
@@ -330,7 +379,7 @@ def test_a_copy_with_a_wrong_label_is_named(tmp_path):
 
 def test_validation_text_has_no_copies_without_label(tmp_path):
     file = write(tmp_path / "data.parquet", COPIES, COPY_COLUMNS)
-    with refused(r"\(row 2\)", file):
+    with refused("rows? 2.* no label", file):
         load_labelled(write(tmp_path / "train.csv", [("a", 0), ("b", 1)]), file)
 
 
@@ -425,6 +474,72 @@ INVISIBLE = {
 }
 
 
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ("sentence,label", "Did you mean 'sentence'? Pass --text-column sentence, or rename it."),
+        ("Text,label,id", "Did you mean 'Text'? Pass --text-column Text, or rename it."),
+        (" text,label,id", "Did you mean ' text'? Pass --text-column ' text', or rename it."),
+        ("sentence,label,id", "Pass the right one, --text-column NAME, or rename it."),
+        ("text;label", "In a csv, commas separate columns."),
+    ],
+)
+def test_a_column_that_is_not_there_has_a_hint(tmp_path, columns, hint):
+    file = tmp_path / "data.csv"
+    file.write_text(f"{columns}\n" + ",".join(["word"] * (columns.count(",") + 1)) + "\n")
+    with refused(re.escape(f"no column 'text'; it has {columns.split(',')}. {hint}"), file):
+        load_labelled(str(file), str(file))
+
+
+def test_rows_without_label_are_named(tmp_path):
+    file = write(tmp_path / "data.csv", [ROWS[0], ("a", ""), ROWS[1]])
+    with refused(r"data\.csv: row 2 has no label\. Label it, or remove it\.", file):
+        load_labelled(file, file)
+    file = write(tmp_path / "other.csv", [ROWS[0], ("a", ""), ("b", " "), ROWS[1]])
+    with refused(r"other\.csv: rows 2, 3 have no label\. Label them, or remove them\.", file):
+        load_labelled(file, file)
+
+
+def test_one_row_without_text(tmp_path):
+    file = write(tmp_path / "data.csv", [ROWS[0], ("", "good")])
+    with refused(r"1 row has no text in 'text' \(row 2\)\. Remove it\.", file):
+        load_unlabelled(file)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "data.csv").mkdir()
+    with refused("is a folder. Name a file in it, of type .csv, ", tmp_path / "data.csv"):
+        load_unlabelled(str(tmp_path / "data.csv"))
+
+
+CUT = "The file has carriage returns inside lines: put these texts in quotes."
+
+
+def test_carriage_returns_inside_lines_are_named(tmp_path):
+    rows = [ROWS[0], ("first\rsecond", "bad"), ROWS[1]]
+    file = tmp_path / "data.csv"
+    file.write_bytes("\n".join(["text,label", *map(",".join, rows)]).encode())  # as pandas writes it
+    with refused(rf"row 2 has no label.*{CUT}", file):
+        load_labelled(str(file), str(file))
+    file.write_bytes("\r\n".join(["text,label", *map(",".join, ROWS[:2]), ""]).encode())  # as Windows ends lines
+    assert len(load_labelled(str(file), str(file)).train) == 2
+    file.write_bytes(b'text,label\n"first\rsecond",good\nshort,bad\nempty,\n')
+    with pytest.raises(DataError) as caught:
+        load_labelled(str(file), str(file))
+    assert CUT not in str(caught.value)
+
+
+def test_too_many_commas_are_said_once(tmp_path, monkeypatch):
+    file = tmp_path / "data.csv"
+    file.write_text("text,label\nshort,good\nlong, with, commas,bad\n")
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("datasets"), "handlers", [handler := logging.Handler()])
+    handler.emit = lambda record: said.append(record.getMessage())
+    with refused(r"its columns separated by commas\. Put texts with commas in quotes\.", file):
+        load_labelled(str(file), str(file))
+    assert said == []
+
+
 @pytest.mark.parametrize("empty", INVISIBLE.values(), ids=INVISIBLE)
 @types
 def test_rows_without_text(tmp_path, suffix, empty):
@@ -509,26 +624,32 @@ def test_text_that_is_no_string(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "shown"), [(0.5, "1.5"), (None, "None"), ("", "''")], ids=["float", "null", "empty_string"]
+    ("wrong", "message"),
+    [
+        (0.5, r"must be integers or strings, not 1\.5 \(rows 1"),
+        (None, "row 2 has no label"),
+        ("", "row 2 has no label"),
+    ],
+    ids=["float", "null", "empty_string"],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_labels_of_a_wrong_type(tmp_path, suffix, wrong, shown):
+def test_labels_of_a_wrong_type(tmp_path, suffix, wrong, message):
     other = 1.5 if isinstance(wrong, float) else "a"
-    with refused("must be integers or strings", tmp_path / f"train.{suffix}", shown, "row"):
+    with refused(message, tmp_path / f"train.{suffix}"):
         labelled(tmp_path, [("one", other), ("two", wrong), ("three", other)], suffix=suffix)
 
 
 def test_a_row_without_label_is_named(tmp_path):
     file = tmp_path / "data.csv"
     file.write_text("text,label\none,a\ntwo,\nthree,b\n")
-    with refused(r"not '' \(row 2\)", file):
+    with refused("row 2 has no label", file):
         load_labelled(str(file), str(file))
 
 
 def test_a_row_of_integers_without_label_is_named(tmp_path):
     file = tmp_path / "data.csv"
     file.write_text("text,label\none,0\ntwo,\nthree,1\n")
-    with refused(r"\(row 2\)", file):
+    with refused("row 2 has no label", file):
         load_labelled(str(file), str(file))
 
 
@@ -540,7 +661,7 @@ def test_a_class_label_that_is_missing_is_named(tmp_path, split, missing):
     for name, file in files.items():
         labels = [0, missing if name == split else 0, 1]
         Dataset.from_dict({"text": ["one", "two", "three"], "label": labels}, features=features).to_parquet(file)
-    with refused(rf"{missing}'? \(row 2\)", files[split]):
+    with refused("row 2 has no label", files[split]):
         load_labelled(**files)
 
 
@@ -551,12 +672,17 @@ def test_one_class_alone(tmp_path):
 
 def test_validation_label_that_training_lacks(tmp_path):
     names = "['bad', 'fair', 'good']"
-    with refused(r"label 'odd' \(rows 2, 3\)", tmp_path / "validation.jsonl", tmp_path / "train.jsonl", names):
+    with refused(
+        r"label 'odd' \(rows 2, 3\).*Add it to the training text, or remove these rows\.",
+        tmp_path / "validation.jsonl",
+        tmp_path / "train.jsonl",
+        names,
+    ):
         labelled(tmp_path, ROWS, [ROWS[0], ("b", "odd"), ("c", "odd")])
 
 
 def test_validation_row_without_label(tmp_path):
-    with refused(r"\(row 2\)", tmp_path / "validation.jsonl"):
+    with refused("row 2 has no label", tmp_path / "validation.jsonl"):
         labelled(tmp_path, ROWS, [ROWS[0], ("b", None)])
 
 

@@ -75,7 +75,7 @@ SHORT = {
 }
 # Files that a page's last readers find.
 LEFT_BEHIND = {
-    "README.md": ["energy.json", "pictures/raster.png", "runs/own/student"],
+    "README.md": ["energy.json", "pictures/words.png", "pictures-of-energy/raster.png", "runs/own/student"],
     "docs/deploy.md": ["runs/onnx/onnx/model_int8.onnx"],
     "docs/energy.md": [],
     "docs/neuromorphic.md": ["runs/chip/model.nir", "runs/events/events.npz"],

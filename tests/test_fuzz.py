@@ -68,7 +68,7 @@ def check_message(error: DataError, file: Path) -> None:
     message = str(error)
     whole = ("no column", "there are no rows", "the file is empty", "cannot be read as", "at least two labels")
     assert message.startswith(f"{file}: "), message
-    assert re.search(r"\((row|rows|line) \d", message) or any(part in message for part in whole), message
+    assert re.search(r"\b(row|rows|line) \d", message) or any(part in message for part in whole), message
 
 
 def read_or_refuse(load: Callable[[], Any], file: Path) -> Any:

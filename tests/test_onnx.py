@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 import torch
 from helpers import make_neurons_fire
 from tiny_training import tiny_tokenizer
-from transformers import pipeline, set_seed
+from transformers import pipeline, pipelines, set_seed
 
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification, SpikeBertModel, export_onnx
 from modeling_spikebert.commands import main as spikebert
-from modeling_spikebert.export import OnnxSpikeBert
+from modeling_spikebert.commands.export import agreement
+from modeling_spikebert.export import OnnxCheck, OnnxSpikeBert
 from modeling_spikebert.export.graph import DOMAIN, OPSET, build
 from modeling_spikebert.export.onnx import rounded
 from modeling_spikebert.runtime.session import spike_operators
@@ -178,7 +180,7 @@ def test_a_model_with_int8_weights_gives_the_graph_of_its_float_twin(tmp_path):
     assert {name: found.num_differing for name, found in checks.items()} == {"float32": 0, "int8": 0}
 
 
-def test_the_command_writes_a_folder_for_pipelines_and_servers(tmp_path, capsys):
+def test_the_command_writes_a_folder_for_pipelines_and_servers(tmp_path, capsys, monkeypatch):
     model = model_of(num_time_steps=2, vocab_size=64)
     model.config.id2label = {0: "bad", 1: "fair", 2: "good"}
     model.save_pretrained(tmp_path / "model")
@@ -186,7 +188,7 @@ def test_the_command_writes_a_folder_for_pipelines_and_servers(tmp_path, capsys)
     tokenizer.save_pretrained(tmp_path / "model")
     spikebert(["export", str(tmp_path / "model"), "--format", "onnx", "--output-dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    found = re.findall(r"(model\w*\.onnx): (\w+), .* T 2; (?:64|1 of 64) sentences (?:agree|differ)", printed)
+    found = re.findall(r"(model\w*\.onnx): (\w+), .* T 2; (?:all|63 of) 64 test sentences agree with", printed)
     assert found == [("model.onnx", "float32"), ("model_int8.onnx", "int8")]
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written >= {"config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model_int8.onnx"}
@@ -194,6 +196,8 @@ def test_the_command_writes_a_folder_for_pipelines_and_servers(tmp_path, capsys)
     assert config["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
 
     texts = ["word1 word2 word3", "word7"]
+    errors: list[str] = []
+    monkeypatch.setattr(pipelines.base.logger, "error", errors.append)  # of a class that pipelines do not know
     plain = pipeline("text-classification", model=model, tokenizer=tokenizer)(texts)
     exported = OnnxSpikeBert.load(tmp_path / "out", "model.onnx")
     for want, got in zip(
@@ -201,7 +205,16 @@ def test_the_command_writes_a_folder_for_pipelines_and_servers(tmp_path, capsys)
     ):
         assert got["label"] == want["label"]
         assert got["score"] == pytest.approx(want["score"], abs=1e-4)
+    assert errors == []
     assert OnnxSpikeBert.load(tmp_path / "out").session.get_modelmeta() is not None  # int8 is there, and taken first
+
+
+def test_the_agreement_of_a_file_in_words():
+    check = OnnxCheck(Path("model.onnx"), 1.0, 2, 1.42e-6, num_differing=0, num_other_classes=0)
+    assert agreement(check) == "all 64 test sentences agree with PyTorch to 1.4e-06"
+    assert agreement(replace(check, num_differing=1)) == (
+        "63 of 64 test sentences agree with PyTorch to 1.4e-06; in 1 a membrane lies on its threshold (normal)"
+    )
 
 
 def test_the_checkpoint_gives_its_classes(tmp_path):
@@ -232,7 +245,7 @@ def test_what_cannot_be_exported_says_why(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"onnx has files already\. Choose another folder, or remove them\."):
         export_onnx(model, tmp_path / "out")
     for arguments, status, message in (
-        (["--format", "nirr"], 2, "no choice 'nirr'; there is onnx."),
+        (["--format", "nirr"], 2, "no choice 'nirr'; did you mean nir?"),
         (["--num-time-steps", "0"], 2, "--num-time-steps must be at least 1, got 0."),
     ):
         with pytest.raises(SystemExit) as ended:

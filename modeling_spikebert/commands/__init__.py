@@ -20,7 +20,8 @@ COMMANDS = {
 }
 # What Ctrl-C leaves, where that is a question.
 INTERRUPTED = {
-    "quickstart": "interrupted; the run folder keeps the stages that were finished.",
+    "quickstart": "interrupted; finished stages stay in the output folder, but a new run starts from the beginning. "
+    "If there are any, remove the folder or choose another --output-dir; if not, type the same command again.",
     "distill": "interrupted; --resume-from-checkpoint last goes on from a checkpoint.",
     "augment": "interrupted; nothing was written.",
 }

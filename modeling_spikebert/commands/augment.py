@@ -17,7 +17,7 @@ from ..data import DataError
 from ..data.augmentation import MaskedLanguageModel, augment, sentences_of
 from ..data.settings import AugmentationSettings
 from ..data.streams import open_rows
-from ..data.texts import has_text, read_table, select_columns
+from ..data.texts import has_text, naming_carriage_returns, read_table, select_columns
 from ..hub.fetching import reach_hub
 from .options.augment import AugmentArguments
 
@@ -46,9 +46,10 @@ def run(options: argparse.Namespace) -> Dataset:
     args, settings = options.augment, options.settings
     if args.num_proc > 1 and hasattr(os, "register_at_fork"):
         keep_children_quiet()
-    train = _read(args.train_file, args, {"label": args.label_column})
-    _check_labels(train, args)
-    validation = None if args.validation_file is None else _read(args.validation_file, args, {})
+    with naming_carriage_returns(args.train_file, args.validation_file or ""):
+        train = _read(args.train_file, args, {"label": args.label_column})
+        _check_labels(train, args)
+        validation = None if args.validation_file is None else _read(args.validation_file, args, {})
     reach_hub(args.masked_lm)
     masked_lm = None if args.masked_lm is None else MaskedLanguageModel(args.masked_lm)
     sentences = None if args.sentences_file is None else _draw_sentences(args.sentences_file, args, settings)
@@ -99,7 +100,8 @@ def _check_labels(train: Dataset, args: AugmentArguments) -> None:
     no_label = {None, ""} | ({-1} if isinstance(train.features["label"], ClassLabel) else set())
     rows = [row for row, label in enumerate(train["label"], start=1) if label in no_label or label != label]
     if rows:
+        count = "1 row has" if len(rows) == 1 else f"{len(rows)} rows have"
         raise DataError(
-            f"{args.train_file}: {len(rows)} rows have no label in {args.label_column!r}, the first is row {rows[0]}. "
+            f"{args.train_file}: {count} no label in {args.label_column!r}, the first is row {rows[0]}. "
             "Augment the labelled rows only."
         )

@@ -268,7 +268,7 @@ def build(
 
 
 def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
-    with loading(name):
+    with loading(name, tokenizer_alone=True):
         tokenizer = AutoTokenizer.from_pretrained(name)
     if len(tokenizer) != vocab_size:  # as many, for the published code sizes the embeddings by it
         raise ValueError(

@@ -172,7 +172,7 @@ def distillation(
     if model_args.model_name_or_path is None:
         student = student_class.from_teacher(teacher, **model_args.new_config)
     else:
-        student = load_model(student_class, model_args.model_name_or_path, **labels)
+        student = load_model(student_class, model_args.model_name_or_path, to_be_trained=True, **labels)
         tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
         if not general and args.initial_projections is None:
             args.initial_projections = projections_of(model_args.model_name_or_path)
@@ -219,7 +219,9 @@ def fine_tuning(
     text = read_labelled(data_args)
     text.check_all_labelled()
     source = str(model_args.teacher if model_args.from_scratch else model_args.model_name_or_path)
-    model: Any = load_model(AutoModelForSequenceClassification, source, ignore_mismatched_sizes=True, **text.label_maps)
+    model: Any = load_model(
+        AutoModelForSequenceClassification, source, to_be_trained=True, ignore_mismatched_sizes=True, **text.label_maps
+    )
     if model_args.from_scratch:
         like_teacher = SpikeBertForSequenceClassification.from_teacher(model, **model_args.new_config)
         model = SpikeBertForSequenceClassification(like_teacher.config)

@@ -24,6 +24,8 @@ from ..energy import CONSTANTS, EnergyComparison, EnergyConstants, EnergyReport,
 from ..hub.fetching import load_model, loading
 from ..teacher_spikebert import first_position_of
 
+WORDS = "\nWhat the words mean, and which figure to trust: docs/energy.md"
+
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Counts, measures, prints and writes; returns what `--json` holds."""
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(f"\nPictures: {', '.join(map(str, files))}")
     if args.teacher is None:
         print("\nTo compare with a BERT, name one with --teacher.")
+    print(WORDS)
     return figures
 
 
@@ -82,6 +85,7 @@ def _of_graph(args: argparse.Namespace, sentences: list[str], constants: EnergyC
     padding = {"additions": additions, "multiplications": multiplications}
     figures = report.to_dict() | {"spikes": spikes, "operations": operations, "padding": padding}
     _write_json(args, figures)
+    print(WORDS)
     return figures
 
 

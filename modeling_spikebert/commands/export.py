@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from ..console.loudness import set_loudness
 from ..console.text import number
 from ..hub.fetching import load_model, loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification
+
+if TYPE_CHECKING:
+    from ..export import OnnxCheck
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,12 +46,20 @@ def _onnx(args: argparse.Namespace) -> None:
     model, tokenizer = _load(args, num_time_steps=args.num_time_steps, exit_threshold=args.exit_threshold)
     checks = export_onnx(model, Path(args.output_dir), tokenizer, tuple(args.precision), args.with_spikes)
     for name, found in checks.items():
-        differing = f"{found.num_differing} of 64 sentences differ" if found.num_differing else "64 sentences agree"
         print(
             f"{found.file}: {name}, {found.megabytes:.1f} MB, {found.nodes} nodes, T {model.config.num_time_steps}; "
-            f"{differing}, the others to {found.largest_error:.1e}"
+            f"{agreement(found)}"
         )
     print(f"Next: spikebert serve {args.output_dir}")
+
+
+def agreement(found: "OnnxCheck") -> str:
+    """How a file compares with PyTorch, in words."""
+    error, count = f"{found.largest_error:.1e}", found.num_differing
+    if not count:
+        return f"all 64 test sentences agree with PyTorch to {error}"
+    threshold = f"in {count} a membrane lies on its threshold (normal)"
+    return f"{64 - count} of 64 test sentences agree with PyTorch to {error}; {threshold}"
 
 
 def _nir(args: argparse.Namespace) -> None:

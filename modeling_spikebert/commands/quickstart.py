@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,10 +36,12 @@ from ..energy import EnergyComparison, compare_energy
 from ..hub import model_card
 from ..hub.fetching import load_model, loading
 from ..modeling_spikebert import SpikeBertForSequenceClassification, SpikeBertModel, SpikeBertPreTrainedModel
-from .options import check_new_folder
 from .options.quickstart import QuickstartArguments
 
+SENTENCE = "The crew was great, thank you!"
 NUM_ENERGY_SENTENCES = 200
+MOST_LABELS = 20  # in a line
+FEW_SENTENCES = 1000  # for training: below it, more of them help most
 NAMES = ("majority class", "teacher", "student without teacher", "student with both stages")
 
 CLASSIFY = """
@@ -59,7 +62,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     set_loudness(options.verbose)
     args: QuickstartArguments = options.quickstart
     folder = Path(args.output_dir)
-    check(folder)
+    check()
     start = time.perf_counter()
     set_seed(args.seed)
 
@@ -75,7 +78,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with loading(teacher_name):
         tokenizer = AutoTokenizer.from_pretrained(teacher_name)
         teacher = load_model(
-            AutoModelForSequenceClassification, teacher_name, ignore_mismatched_sizes=True, **text.label_maps
+            AutoModelForSequenceClassification,
+            teacher_name,
+            to_be_trained=True,
+            ignore_mismatched_sizes=True,
+            **text.label_maps,
         )
     teacher.accepts_loss_kwargs = False  # BERT takes num_items_in_batch and does not use it
     if args.teacher is None:
@@ -85,7 +92,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if args.max_length > config.max_position_embeddings:
         raise ValueError(f"--max-length {args.max_length} exceeds the {config.max_position_embeddings} positions.")
     print(f"Teacher: {teacher.config.name_or_path}")
-    print(f"Text: {len(text.train):,} sentences for training, {len(text.validation):,} for validation", flush=True)
+    print(f"Text: {len(text.train):,} sentences for training, {len(text.validation):,} for validation")
+    counts = [f"{name} ({count:,})" for name, count in text.label_counts.items()]
+    others = f" and {len(counts) - MOST_LABELS} more" if len(counts) > MOST_LABELS else ""
+    print(f"Labels: {', '.join(counts[:MOST_LABELS])}{others}", flush=True)
     train, validation = (tokenize(part, tokenizer, args.max_length) for part in (text.train, text.validation))
     unlabelled = train.remove_columns("labels")
     if args.unlabelled_file is not None:
@@ -93,7 +103,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     data: dict[str, Any] = {"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)}
 
     actual = np.array(validation["labels"])
-    predicted = {NAMES[0]: np.full_like(actual, np.bincount(train["labels"]).argmax())}
+    predicted = {NAMES[0]: np.full_like(actual, np.bincount(actual).argmax())}
     # A plain trainer: those below group sentences by length, in evaluation too, and would return them in another order.
     plain = TrainingArguments(
         str(folder / "training"),
@@ -138,7 +148,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     _say("[4/4] Stage 2: the student learns the task from the fine-tuned teacher")
     set_seed(args.seed)
-    student = load_model(SpikeBertForSequenceClassification, str(folder / "stage1"), **text.label_maps)
+    student = load_model(
+        SpikeBertForSequenceClassification, str(folder / "stage1"), to_be_trained=True, **text.label_maps
+    )
     from_stage1 = _options(args, args.task_steps) | {"initial_projections": str(folder / "stage1")}
     stage2 = distill("task", student, train, folder / "student", **from_stage1)
     measure(NAMES[3], student)
@@ -173,15 +185,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     _say(f"Energy on {len(sample)} validation sentences")
     print(energy)
     _say(f"Done in {duration(time.perf_counter() - start)}")
-    print(verdict(comparison))
+    print(verdict(comparison, len(train), len(actual)))
     print(f"Written to {folder}: student/, which is complete, stage1/, teacher/, metrics.json and curves.png.")
-    print(f'Next: spikebert energy {folder}/student --teacher {folder}/teacher --text "The crew was great, thank you!"')
+    own = (legible or text.validation["text"])[:4]
+    sentence = SENTENCE if args.validation_file is None else min(own, key=len)
+    example = shlex.quote(" ".join(sentence.split()))
+    print(f"Next: spikebert energy {folder}/student --teacher {folder}/teacher --text={example}")
     return report
 
 
-def check(folder: Path) -> None:
+def check() -> None:
     """Refuses before any work what would fail after it."""
-    check_new_folder(folder)
     if find_spec("matplotlib") is None:
         raise ImportError(
             "matplotlib is not installed. Install the extra: pip install -c constraints.txt '.[quickstart]'."
@@ -232,16 +246,22 @@ def _options(args: QuickstartArguments, steps: int, learning_rate: float | None 
     }
 
 
-def verdict(comparison: dict[str, Any]) -> str:
-    """Whether the student learned anything, from `compare`, and what to do if not."""
+def verdict(comparison: dict[str, Any], num_train: int, num_validation: int) -> str:
+    """Whether the student learned anything, from `compare`, why one may say so, and what to do if not."""
     majority, teacher, _, student = (f"{100 * comparison['accuracy'][name]:.1f} %" for name in NAMES)
-    figures = f"the majority class: {student} of the sentences are right, against {majority} (teacher: {teacher})."
-    if comparison["gain_over_majority"]["measurable"]:
-        return f"The student beats {figures}"
-    return (
-        f"The student does NOT beat {figures} Train longer (--teacher-steps, --general-steps, --task-steps), on more "
-        "text, or with a teacher for the language of the text (--teacher)."
+    gain = comparison["gain_over_majority"]
+    answer = "The student beats" if gain["measurable"] else "The student does not measurably beat"
+    points = f"{100 * gain['gain']:+.1f} points, standard error {100 * gain['standard_error']:.1f}"
+    found = (
+        f"{answer} the {NAMES[0]}: {student} of {num_validation:,} sentences are right, against {majority} (teacher: "
+        f"{teacher}). That is {points}."
     )
+    if gain["measurable"]:
+        return found
+    advice = ["Train longer (--teacher-steps, --general-steps, --task-steps).", "Use more text."]
+    if num_train < FEW_SENTENCES:
+        advice.reverse()
+    return " ".join([found, *advice, "If its language is not the teacher's, name another --teacher."])
 
 
 def _say(line: str) -> None:
@@ -251,13 +271,11 @@ def _say(line: str) -> None:
 def _summary(metrics: dict[str, Any], count: int) -> str:
     rows = [[name, f"{100 * value:.1f} %"] for name, value in metrics["accuracy"].items()]
     lines = ["", *align([[f"on {count:,} validation sentences", "accuracy"], *rows])]
-    for key, over in (("gain_over_majority", NAMES[0]), ("gain_over_student_without_teacher", NAMES[2])):
-        gain = metrics[key]
-        beats = "beats" if gain["measurable"] else "did NOT measurably beat"
-        lines.append(
-            f"The two-stage student {beats} the {over}: {100 * gain['gain']:+.1f} points, "
-            f"standard error {100 * gain['standard_error']:.1f} (over sentences, one seed)."
-        )
+    gain = metrics["gain_over_student_without_teacher"]
+    lines.append(
+        f"What the teacher gave: {100 * gain['gain']:+.1f} points, standard error {100 * gain['standard_error']:.1f} "
+        "(over sentences, one seed)."
+    )
     return "\n".join(lines)
 
 

@@ -44,6 +44,17 @@ class Held(logging.Filter):
 
 
 @contextmanager
+def unsaid(name: str) -> Iterator[None]:
+    """What a logger says is lost."""
+    logger, held = logging.getLogger(name), Held()
+    logger.addFilter(held)
+    try:
+        yield
+    finally:
+        logger.removeFilter(held)
+
+
+@contextmanager
 def said_on_failure(name: str) -> Iterator[None]:
     """What a logger says is said only if the block fails, or everything is said."""
     logger, held = logging.getLogger(name), Held()

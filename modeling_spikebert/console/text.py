@@ -36,8 +36,9 @@ def duration(seconds: float) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not known: what is most like it, if anything is."""
-    close = get_close_matches(name, known, n=1)
+    """The end of a message about a name that is not known: what is most like it or begins so, if anything does."""
+    names = list(known)
+    close = get_close_matches(name, names, n=1) or [other for other in names if other.startswith(name)]
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from .mapping import mapped
 from .settings import AugmentationSettings
 
 KINDS = ("masking", "pos", "mlm", "ngram")  # the order in which a copy's `kind` names them
@@ -90,15 +91,17 @@ def augment(
 
     texts = train.select_columns(sides)
     options: dict[str, Any] = {"fn_kwargs": {"language": settings.language}, "remove_columns": sides}
-    words = texts.map(_split, desc="Splitting into tagged words", **options, **parallel)
+    words = mapped(texts, _split, desc="Splitting into tagged words", **options, **parallel)
     vocabulary = count_words(words, sides)
     if masked_lm is not None:
         candidates = Features({f"{side}_candidates": List(List(Value("string"))) for side in sides})
         features = Features({**words.features, **candidates})
-        words = words.map(masked_lm.add_candidates, features=features, desc="Asking the masked language model", **every)
+        words = mapped(
+            words, masked_lm.add_candidates, features=features, desc="Asking the masked language model", **every
+        )
     options = {"fn_kwargs": {"sides": sides, "vocabulary": vocabulary, "settings": settings}, "features": schema}
     options |= {"with_indices": True, "remove_columns": words.column_names}
-    copies = words.map(_copy, desc="Making copies", **options, **parallel)
+    copies = mapped(words, _copy, desc="Making copies", **options, **parallel)
     if sentences:
         added = {"text": sentences, "label": [None] * len(sentences), "kind": [SENTENCE_KIND] * len(sentences)}
         copies = concatenate_datasets([copies, Dataset.from_dict(added, features=schema)])

@@ -240,7 +240,7 @@ def open_rows(source: str, text_column: str) -> tuple[datasets.IterableDataset, 
             if kind == "parquet":
                 options["columns"] = [text_column]
                 for file in files:  # the others are too slow to look at all of them
-                    check_columns(file, [text_column], parquet.read_schema(file).names)
+                    check_columns(file, {"text": text_column}, parquet.read_schema(file).names)
             rows = load_dataset(kind, split="train", streaming=True, **options)
         names = rows.column_names or next(iter(rows.with_format("arrow").iter(1))).column_names
     except DataError:
@@ -249,7 +249,7 @@ def open_rows(source: str, text_column: str) -> tuple[datasets.IterableDataset, 
         raise DataError(f"{source}: {NO_ROWS}") from None
     except Exception as error:  # as above
         raise DataError(f"{source}: cannot be read: {error.__cause__ or error}") from error
-    check_columns(source, [text_column], names)
+    check_columns(source, {"text": text_column}, names)
     return rows.select_columns([text_column]), text_column
 
 

@@ -3,10 +3,13 @@
 import codecs
 import json
 import math
+import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..console.loudness import unsaid
 from ..hub.fetching import reach_hub
+from .mapping import mapped
 
 logger = logging.get_logger(__name__)
 
@@ -56,6 +61,12 @@ class LabelledText:
         if self.problem_type == "regression":
             return {"problem_type": "regression", **(maps if id2label else {"num_labels": 1})}
         return maps
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Training rows of each class."""
+        counts = Counter(self.train["label"])
+        return {name: counts[i] for i, name in enumerate(self.label_names)}
 
     @property
     def num_unlabelled(self) -> int:
@@ -125,16 +136,40 @@ def load_labelled(
     if text_pair_column is not None:
         columns["text_pair"] = text_pair_column
     tables = []
-    for source in (train, validation):
-        table = read_table(source, columns.values())
-        augmented = "kind" in table.column_names and text_column not in table.column_names  # it has our names
-        tables.append(select_columns(table, source, {name: name for name in columns} if augmented else columns))
-    return labelled_text(tables, (train, validation), regression)
+    with naming_carriage_returns(train, validation):
+        for source in (train, validation):
+            table = read_table(source, columns.values())
+            augmented = "kind" in table.column_names and text_column not in table.column_names  # it has our names
+            tables.append(select_columns(table, source, {name: name for name in columns} if augmented else columns))
+        return labelled_text(tables, (train, validation), regression)
 
 
 def load_unlabelled(source: str, text_column: str = "text") -> Dataset:
     """Reads the text of a file or Hub split; see `load_labelled`. Returns one column, `text`."""
-    return select_columns(read_table(source, [text_column]), source, {"text": text_column}).select_columns("text")
+    with naming_carriage_returns(source):
+        return select_columns(read_table(source, [text_column]), source, {"text": text_column}).select_columns("text")
+
+
+@contextmanager
+def naming_carriage_returns(*sources: str) -> Iterator[None]:
+    """Where a csv is refused, says whether carriage returns cut its rows: pandas writes such texts without quotes."""
+    try:
+        yield
+    except DataError as error:
+        for source in sources:
+            if str(error).startswith(f"{source}:") and _has_carriage_returns(Path(source)):
+                raise DataError(
+                    f"{error} The file has carriage returns inside lines: put these texts in quotes."
+                ) from error
+        raise
+
+
+def _has_carriage_returns(file: Path) -> bool:
+    """Inside the lines of a csv, and not in quotes."""
+    if file.suffix.lower() != ".csv" or not file.is_file():
+        return False
+    content = re.sub(rb'"[^"]*"', b"", file.read_bytes())
+    return b"\n" in content and re.search(rb"\r(?!\n)", content) is not None
 
 
 def match_labels(text: LabelledText, id2label: dict[int, str]) -> LabelledText:
@@ -166,7 +201,8 @@ def match_labels(text: LabelledText, id2label: dict[int, str]) -> LabelledText:
     def renumber(row: dict[str, Any]) -> dict[str, Any]:
         return {"label": ids[row["label"]]}
 
-    return replace(text, train=text.train.map(renumber), validation=text.validation.map(renumber), label_names=theirs)
+    train, validation = (mapped(part, renumber) for part in (text.train, text.validation))
+    return replace(text, train=train, validation=validation, label_names=theirs)
 
 
 def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -194,7 +230,7 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
         encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
         return encoded | ({"labels": batch["label"]} if "label" in batch else {})
 
-    tokens = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+    tokens = mapped(dataset, encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
     some = tokens.select(range(0, len(tokens), 1 + len(tokens) // ROWS_LOOKED_AT))
     warn_of_unknown(some["input_ids"], tokenizer)
     return tokens
@@ -215,13 +251,16 @@ def warn_of_unknown(rows: Iterable[list[int]], tokenizer: PreTrainedTokenizerBas
 def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
     """Opens a file or Hub split as it is. In a csv, `text_columns` are read as strings, whatever they look like."""
     suffix = Path(source).suffix.lower()
+    if os.path.isdir(source):
+        raise DataError(f"{source} is a folder. Name a file in it, of type {', '.join(FILE_TYPES)}.")
     if suffix in FILE_TYPES:
         if not Path(source).is_file():
             raise DataError(f"{source}: no such file. Check the path.")
         kind = FILE_TYPES[suffix]
         options = reader_options(kind, [source], text_columns)
         try:
-            table = load_dataset(kind, split="train", **options)
+            with unsaid(f"datasets.packaged_modules.{kind}.{kind}"):  # it would say the error a second time
+                table = load_dataset(kind, split="train", **options)
         except Exception as error:  # the readers raise errors of many types
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):
@@ -230,9 +269,9 @@ def read_table(source: str, text_columns: Iterable[str]) -> Dataset:
                 raise DataError(f"{source}: cannot be read: {cause}.") from error
             line = _damaged_line(source) if suffix == ".jsonl" else None
             raise DataError(
-                f"{source}: cannot be read as {kind}: {cause}"
+                f"{source}: cannot be read as {kind}: {' '.join(str(cause).split()).rstrip('.')}"
                 f"{'' if line is None else f' (line {line + 1} of the file)'}. It must be whole and in UTF-8"
-                f"{', its columns separated by commas' if kind == 'csv' else ''}."
+                f"{', its columns separated by commas. Put texts with commas in quotes' if kind == 'csv' else ''}."
             ) from error
     elif ":" in source:
         *name, split = source.split(":")
@@ -267,18 +306,28 @@ def reader_options(kind: str, files: list[str], text_columns: Iterable[str]) -> 
     return options
 
 
-def check_columns(source: str, columns: Iterable[str], names: list[str]) -> None:
-    for column in columns:
+def check_columns(source: str, columns: Mapping[str, str], names: list[str]) -> None:
+    """Whether there are `columns`, from "text", "text_pair" and "label" to their names in the data."""
+    for role, column in columns.items():
         if column not in names:
-            raise DataError(
-                f"{source}: no column {column!r}; it has {names}. Name the right one (text_column, label_column); in a "
-                "csv, commas separate columns."
-            )
+            raise DataError(f"{source}: no column {column!r}; it has {names}. {_column_hint(role, columns, names)}")
+
+
+def _column_hint(role: str, columns: Mapping[str, str], names: list[str]) -> str:
+    if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+        return "In a csv, commas separate columns."
+    option = f"--{role.replace('_', '-')}-column"
+    free = [name for name in names if name not in columns.values()]
+    alike = [name for name in free if name.strip().casefold() == columns[role].strip().casefold()]
+    meant = alike or (free if len(free) == 1 else [])
+    if meant:
+        return f"Did you mean {meant[0]!r}? Pass {option} {shlex.quote(meant[0])}, or rename it."
+    return f"Pass the right one, {option} NAME, or rename it."
 
 
 def select_columns(table: Dataset, source: str, columns: dict[str, str]) -> Dataset:
     """The table with its `columns` under our names (the keys), and `kind` if it has that; every text is checked."""
-    check_columns(source, columns.values(), table.column_names)
+    check_columns(source, columns, table.column_names)
     ours = {column: name for name, column in columns.items()}
     if len(ours) < len(columns):
         raise DataError(f"{source}: {columns} must be different columns.")
@@ -286,7 +335,8 @@ def select_columns(table: Dataset, source: str, columns: dict[str, str]) -> Data
         texts = _values(table, column, source)
         empty = [row for row, text in enumerate(texts) if not has_text(text)]
         if empty:
-            raise DataError(f"{source}: {len(empty)} rows have no text in {column!r} ({_rows(empty)}). Remove them.")
+            count, them = ("1 row has", "it") if len(empty) == 1 else (f"{len(empty)} rows have", "them")
+            raise DataError(f"{source}: {count} no text in {column!r} ({_rows(empty)}). Remove {them}.")
     kind = [] if "kind" in columns.values() or "kind" not in table.column_names else ["kind"]
     return table.select_columns([*ours, *kind]).rename_columns(ours | {name: name for name in kind})
 
@@ -325,17 +375,34 @@ def labelled_text(
 
     feature = train.features["label"]
     names = list(label_names or (feature.names if isinstance(feature, ClassLabel) else sorted(known, key=_by_number)))
+    warn_of_similar(names)
     ids = ({str(i): i for i in range(len(names))} if label_names else {}) | {name: i for i, name in enumerate(names)}
     splits = []
     for table, source, split in zip(tables, sources, labels, strict=True):
         unknown = [row for row, label in enumerate(split) if label is not None and label not in ids]
         if unknown:
-            owner = "the task" if label_names else sources[0]
+            owner, advice = sources[0], "Add it to the training text, or remove these rows."
+            if label_names:
+                owner, advice = "the task", "Rename it, or remove these rows."
             raise DataError(
-                f"{source}: label {split[unknown[0]]!r} ({_rows(unknown)}) is not in {owner}, which has {names}."
+                f"{source}: label {split[unknown[0]]!r} ({_rows(unknown)}) is not in {owner}, which has {names}. "
+                f"{advice}"
             )
         splits.append(_split(table, [IGNORED_LABEL if x is None else ids[x] for x in split], Value("int64")))
     return LabelledText(splits[0], splits[1], names)
+
+
+def warn_of_similar(labels: Sequence[str]) -> None:
+    """Names the first two labels that differ in case or outer white space alone."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(label.strip().casefold(), label)
+        if other is not label:
+            logger.warning(
+                f"The labels {other!r} and {label!r} differ in case or white space alone, and are two classes. If they "
+                "are meant as one, write them alike."
+            )
+            return
 
 
 def _split(table: Dataset, labels: list[Any], dtype: Value) -> Dataset:
@@ -359,6 +426,10 @@ def _labels(table: Dataset, source: str, regression: bool, copies: bool = False)
         for row, (label, value, kind) in enumerate(zip(labels, values, kinds, strict=True))
         if label is None and (kind in (None, "original") or not _is_missing(value))
     ]
+    missing = [row for row in wrong if _is_missing(values[row]) or isinstance(feature, ClassLabel)]
+    if missing:
+        has, them = ("has", "it") if len(missing) == 1 else ("have", "them")
+        raise DataError(f"{source}: {_rows(missing)} {has} no label. Label {them}, or remove {them}.")
     if wrong:
         expected = f"numbers of less than {LARGEST_NUMBER:.0e}" if regression else "integers or strings"
         raise DataError(

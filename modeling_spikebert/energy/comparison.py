@@ -53,7 +53,8 @@ class EnergyComparison:
             rows += [self._row("measured: latency, ms", "measured.latency_ms")]
             if measured.joules is not None:
                 rows += [self._row("measured: joules", "measured.joules")]
-            lines = [f"Measured on {measured.device}, one sentence at a time; joules: {measured.source}."]
+            joules = "Joules are of" if measured.joules is not None else "Joules were"
+            lines = [f"Measured on {measured.device}, one sentence at a time. {joules} {measured.source}."]
         return "\n".join([*align(rows), *lines, *self._notes()])
 
     def to_markdown(self, dataset: str | None = None) -> str:

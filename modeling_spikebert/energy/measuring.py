@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .counting import check_batches, eval_mode, model_arguments
 
-NOT_READABLE = "not readable here"
+NOT_MEASURED = "not measured"
 NUM_SENTENCES = 20
 
 
@@ -69,7 +69,8 @@ def measure_cost(model: PreTrainedModel, inputs: Any, seconds: float = 1.0) -> M
         if monitor is not None:
             window = monitor.end_window(__name__)
             joules = sum((window.gpu_energy or window.cpu_energy).values()) / len(times)
-    on_cpu = f"{model.device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    on_cpu = f"{model.device.type}, {threads} thread{'s' if threads > 1 else ''}"
     return MeasuredCost(
         latency_ms=1000 * statistics.median(times),
         joules=joules,
@@ -115,7 +116,8 @@ def _monitor(device: torch.device) -> tuple[Any, str]:
         from zeus.device import get_cpus, get_gpus
         from zeus.monitor import ZeusMonitor
     except ImportError:
-        return None, f"{NOT_READABLE}: zeus is not installed (extra `energy`)"
+        return None, f"{NOT_MEASURED}: zeus is not installed (extra `energy`)"
+    kind = {"cuda": "GPU", "cpu": "CPU"}.get(device.type, f"device ({device.type})")
     try:
         if device.type == "cuda":
             get_gpus()
@@ -127,5 +129,6 @@ def _monitor(device: torch.device) -> tuple[Any, str]:
             if packages:
                 return ZeusMonitor(gpu_indices=[], cpu_indices=packages), "RAPL, all CPU packages"
     except Exception as error:  # zeus raises errors of many types, from drivers and permissions
-        return None, f"{NOT_READABLE}: zeus finds no counter of the {device.type} ({str(error).rstrip('.')})"
-    return None, f"{NOT_READABLE}: no counter for device type {device.type}"
+        if "permission" in type(error).__name__.lower():
+            return None, f"{NOT_MEASURED}: no permission to read the energy counter of this {kind} ({error})"
+    return None, f"{NOT_MEASURED}: this {kind} shows no energy counter"

@@ -6,12 +6,16 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ..configuration_spikebert import SpikeBertConfig
 from ..modeling_spikebert import SpikeBertSequenceClassifierOutput
 from ..runtime.session import open_graph
 from .onnx import FILES
+
+
+class OnnxSpikeBertConfig(SpikeBertConfig):
+    """Of its own, since transformers registers one classifier for each config class."""
 
 
 class OnnxSpikeBert(PreTrainedModel):
@@ -22,7 +26,7 @@ class OnnxSpikeBert(PreTrainedModel):
         session: of the file.
     """
 
-    config_class = SpikeBertConfig
+    config_class = OnnxSpikeBertConfig
     main_input_name = "input_ids"
 
     def __init__(self, config: SpikeBertConfig, session: Any):
@@ -49,7 +53,7 @@ class OnnxSpikeBert(PreTrainedModel):
         if found is None:
             raise FileNotFoundError(f"{folder / 'onnx'} has no {' and no '.join(names)}. `spikebert export` writes it.")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return cls(SpikeBertConfig(**config), open_graph(found, num_threads))
+        return cls(OnnxSpikeBertConfig(**config), open_graph(found, num_threads))
 
     @property
     def device(self) -> torch.device:
@@ -74,3 +78,7 @@ class OnnxSpikeBert(PreTrainedModel):
         names = [tensor.name for tensor in self.session.get_outputs()]
         outputs = dict(zip(names, map(torch.from_numpy, self.session.run(names, feed)), strict=True))
         return SpikeBertSequenceClassifierOutput(logits=outputs["logits"], exit_steps=outputs.get("exit_steps"))
+
+
+# A pipeline logs an error when it is given a classifier that is not registered.
+AutoModelForSequenceClassification.register(OnnxSpikeBertConfig, OnnxSpikeBert)

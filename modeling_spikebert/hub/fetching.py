@@ -49,14 +49,20 @@ def reach_hub(*names: str | None, repo_type: str = "model") -> None:
 
 
 @contextmanager
-def loading(name: str) -> Iterator[None]:
+def loading(name: str, tokenizer_alone: bool = False) -> Iterator[None]:
     """For reading a model, its config or tokenizer, from a folder or the Hub.
+
+    Args:
+        name: of the folder, or on the Hub.
+        tokenizer_alone: whether a folder need not hold a model.
 
     Raises:
         OSError: a file is missing, or the Hub does not answer.
-        ValueError: the files are damaged, or do not belong together.
+        ValueError: a folder holds no model, the files are damaged, or they do not belong together.
     """
     reach_hub(name)
+    if not tokenizer_alone:
+        check_holds_model(name)
     try:
         yield
     except (ImportError, OSError):
@@ -68,13 +74,33 @@ def loading(name: str) -> Iterator[None]:
         ) from error
 
 
-def load_model(cls: Any, name: str, **kwargs: Any) -> Any:
-    """`cls.from_pretrained(name, **kwargs)`, which says in a line what transformers reports in a table."""
+def check_holds_model(name: str) -> None:
+    """Refuses a folder that has no config, such as one of a run, and names the model in it."""
+    folder = Path(name)
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    student = folder / "student"  # of a quickstart, which has a teacher as well
+    hint = f"Did you mean {student if student in inside else inside[0]}?" if inside else "Name the folder of a model."
+    raise ValueError(f"{name} holds no model: there is no config.json. {hint}")
+
+
+def load_model(cls: Any, name: str, to_be_trained: bool = False, **kwargs: Any) -> Any:
+    """`cls.from_pretrained(name, **kwargs)`, which says in a line what transformers reports in a table.
+
+    Args:
+        cls: of the model, or an Auto class.
+        name: of the folder, or on the Hub.
+        to_be_trained: whether weights that the checkpoint lacks are as they should be.
+        **kwargs: of `from_pretrained`.
+    """
+    check_holds_model(name)
     with said_on_failure("transformers.modeling_utils"):
         model, info = cls.from_pretrained(name, output_loading_info=True, **kwargs)
     weights = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     new = sorted({weight.rpartition(".")[0] for weight in weights})
     if new:
         others = f" and {len(new) - 5} more" if len(new) > 5 else ""
-        say(f"New, from random weights: {', '.join(new[:5])}{others}. The rest is that of {name}.")
+        start = "New, and learned now" if to_be_trained else "New, from random weights"
+        say(f"{start}: {', '.join(new[:5])}{others}. The rest is that of {name}.")
     return model

@@ -62,6 +62,8 @@ def model_card(
         tags: more tags.
     """
     config: Any = model.config
+    of_training = model._keys_to_ignore_on_save or ()  # projections that are attached, and not saved
+    saved = sum(weight.numel() for name, weight in model.named_parameters() if name not in of_training)
     metrics = dict(metrics or {})
     shown = dataset_name or dataset
     classifies = "ForSequenceClassification" in type(model).__name__  # by name: remote code brings classes of its own
@@ -97,7 +99,7 @@ def model_card(
         config=config,
         classifies=classifies,
         location=repository or ".",  # `.` is the folder of the card, where there is no repository
-        parameters=f"{model.num_parameters() / 1e6:.3g} M",
+        parameters=f"{saved / 1e6:.3g} M",
         example=json.dumps(examples[0] if examples else "One sentence.", ensure_ascii=False),
         results=_table({name: metrics, **(comparison or {})}, num_sentences) if metrics else None,
         dataset=shown,

@@ -52,6 +52,7 @@ class OptionParser(argparse.ArgumentParser):
     ):
         usage = " ".join([prog, takes, "[OPTIONS]"]).replace("  ", " ")
         kwargs |= {"prog": prog, "usage": usage, "description": description, "formatter_class": HelpFormatter}
+        kwargs |= {"allow_abbrev": False}  # a slip is no option
         super().__init__(*args, **kwargs)
         self.examples = examples
         self._positionals.title, self._optionals.title = "arguments", "other options"
@@ -90,7 +91,7 @@ class OptionParser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if args is None else args)
         known = list(self._option_string_actions)
         for option in (argument.partition("=")[0] for argument in given if is_option(argument)):
-            if not any(name.startswith(with_dashes(option)) for name in known):  # the beginning of a name will do
+            if with_dashes(option) not in known:
                 self.error(f"unknown option {option}{did_you_mean(with_dashes(option), known) or '; see --help.'}")
         namespace, rest = super().parse_known_args([with_dashes(argument) for argument in given], namespace)
         if rest:
@@ -129,8 +130,11 @@ def check_at_least(smallest: int, options: Any, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {smallest}, got {getattr(options, name)}.")
 
 
-def check_new_folder(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
+def check_new_folder(folder: Path, working: Sequence[str] = ()) -> None:
+    """For a command that does not write over what is there; `working` are names of a stopped run without results."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file. Choose another --output-dir.")
+    if folder.exists() and any(path.relative_to(folder).as_posix() not in working for path in folder.rglob("*")):
         raise ValueError(f"{folder} is not empty. Choose another --output-dir, or remove it.")
 
 

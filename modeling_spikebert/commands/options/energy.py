@@ -9,7 +9,7 @@ from . import OptionParser, check_at_least
 
 EXAMPLES = [
     'spikebert energy runs/quickstart/student --teacher runs/quickstart/teacher --text "The crew was great!"',
-    "spikebert energy runs/quickstart/student --file reviews.csv --json energy.json --plots pictures",
+    "spikebert energy runs/quickstart/student --file reviews.csv --json energy.json --plots pictures-of-energy",
 ]
 
 

@@ -5,15 +5,17 @@ counts their energy."""
 
 import argparse
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from . import OptionParser, check_at_least, of_class
+from . import OptionParser, check_at_least, check_new_folder, of_class
 
 EXAMPLES = [
     "spikebert quickstart",
     "spikebert quickstart --train-file train.csv --validation-file validation.csv \\\n"
     "    --teacher google-bert/bert-base-uncased --max-length 128 --output-dir runs/own",
 ]
+WORKING = ("training", "training/_training.lock")  # what a run that was stopped in its first stage leaves
 
 
 @dataclass
@@ -31,7 +33,9 @@ class QuickstartArguments:
     )
     text_column: str = field(default="text", metadata={"help": "Column of the text."})
     label_column: str = field(default="label", metadata={"help": "Column of the label."})
-    output_dir: str = field(default="runs/quickstart", metadata={"help": "The run folder; must be new or empty."})
+    output_dir: str = field(
+        default="runs/quickstart", metadata={"help": "The run folder; must be new or without results."}
+    )
     num_hidden_layers: int = field(default=3, metadata={"help": "Depth of the student."})
     num_time_steps: int = field(default=2, metadata={"help": "Time steps of the student."})
     variant: Literal["membrane", "neuromorphic"] = field(
@@ -83,4 +87,5 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     }.items():
         parser.add_fields(parser.add_argument_group(title), QuickstartArguments, *names)
     options = parser.parse_args(arguments)
+    check_new_folder(Path(options.output_dir), WORKING)
     return argparse.Namespace(verbose=options.verbose, quickstart=of_class(QuickstartArguments, options))
