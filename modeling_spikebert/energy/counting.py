@@ -161,6 +161,25 @@ class LayerCount(Layer):
         self.traffic["binary"] += updates
         self.traffic["real"] += 2 * updates  # the membrane, read and written
 
+    def look_up(self, tables: int, values: int) -> None:
+        """Rows of so many tables, and their sum of so many values."""
+        self.input.kind = "real"  # the rows that ids select
+        self.additions += (tables - 1) * values
+        self.traffic["real"] += (tables + 1) * values  # rows read, their sum written
+
+    def average(self, values: int, means: int) -> None:
+        """Values are added up and divided, to so many means."""
+        self.read_real(values)
+        self.additions += values
+        self.multiplications += means
+        self.traffic["real"] += means
+
+    def add_up(self, values: int) -> None:
+        """Real values are added to the shortcut."""
+        self.read_real(values)
+        self.additions += values
+        self.traffic["real"] += 2 * values  # the stream, read and written
+
     def scale(self, values: int) -> None:
         """A gain and a bias for real values."""
         self.read_real(values)
@@ -466,10 +485,7 @@ class _Counter:
     def embeddings(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         layer = self.layer(name, "embedding")
         tables = [table for table in module.children() if isinstance(table, nn.Embedding)]
-        values = self.tokens * output.shape[-1]
-        layer.input.kind = "real"  # the rows that ids select
-        layer.additions += (len(tables) - 1) * values
-        layer.traffic["real"] += (len(tables) + 1) * values  # rows read, their sum written
+        layer.look_up(len(tables), self.tokens * output.shape[-1])
 
     def spikes_to_classifier(self, spikes: Tensor) -> None:
         """Class scores are sums over spikes, and then over tokens and time steps."""
@@ -543,10 +559,12 @@ class _Counter:
         layer = self.layer(f"{name}.shortcut", "shortcut", branch, beside=f"{name}.dropout")
         signal = self.look(branch)
         values = signal.entries.total()
-        real = self.config.variant != "published"
-        layer.input.add(Signal("real", signal.entries) if real else signal)
-        layer.additions += values if real else signal.magnitude.total()
-        layer.traffic["real" if real else "integer"] += 2 * values  # the stream, read and written
+        if self.config.variant != "published":
+            layer.add_up(values)
+            return
+        layer.input.add(signal)
+        layer.additions += signal.magnitude.total()
+        layer.traffic["integer"] += 2 * values  # the stream, read and written
 
     def pooling(self, name: str, module: Any, args: tuple[Any, ...], output: Any) -> None:
         """Mean over time steps and, with a classifier, over tokens."""
@@ -554,10 +572,7 @@ class _Counter:
         width, steps = self.config.hidden_size, self.config.num_time_steps
         if self.folds and module is not module.base_model:  # of class scores
             classes = module.classifier.out_features
-            layer.read_real(steps * self.tokens * classes)
-            layer.additions += steps * self.tokens * classes
-            layer.multiplications += self.batch * classes
-            layer.traffic["real"] += self.batch * classes
+            layer.average(steps * self.tokens * classes, self.batch * classes)
             return
         values = self.tokens * width
         layer.read_real(steps * values)

@@ -89,18 +89,11 @@ class _Account:
         counts.longest = max(counts.longest, int(self.lengths.max()))
         self.traffic.num_sentences += self.batch
         tables = [x for x in self.model.spikebert.embeddings.children() if isinstance(x, torch.nn.Embedding)]
-        layer = self.layer("spikebert.embeddings", "embedding", 1)
-        layer.input.kind = "real"
-        layer.additions += (len(tables) - 1) * self.tokens * self.width
-        layer.traffic["real"] += (len(tables) + 1) * self.tokens * self.width
+        self.layer("spikebert.embeddings", "embedding", 1).look_up(len(tables), self.tokens * self.width)
         for step, trace in enumerate(run(self.graph, currents, self.steps)):
             self.step(step, trace)
         classes = self.model.classifier.out_features
-        layer = self.layer("pooling", "head", 1)
-        layer.read_real(self.steps * self.tokens * classes)
-        layer.additions += self.steps * self.tokens * classes
-        layer.multiplications += self.batch * classes
-        layer.traffic["real"] += self.batch * classes
+        self.layer("pooling", "head", 1).average(self.steps * self.tokens * classes, self.batch * classes)
 
     def step(self, step: int, trace: Trace) -> None:
         for name, bundles in self.ends.items():
@@ -154,10 +147,7 @@ class _Account:
         self.traffic.padding_multiplications += self.padding * bundle.channels
 
     def add(self, bundle: Bundle) -> None:
-        layer = self.layer(bundle.target, "shortcut")
-        layer.read_real(self.tokens * bundle.channels)
-        layer.additions += self.tokens * bundle.channels
-        layer.traffic["real"] += 2 * self.tokens * bundle.channels
+        self.layer(bundle.target, "shortcut").add_up(self.tokens * bundle.channels)
         self.traffic.padding_additions += self.padding * bundle.channels
 
     def read_weights(self, layer: LayerCount, first: bool, weights: int, biases: int) -> None:
