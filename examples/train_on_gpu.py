@@ -365,7 +365,8 @@ def with_time_steps(
     weights = student.state_dict()
     if fields["tau"] == 1 < num_time_steps:  # with tau 2 the first membrane is half the current
         fields["tau"] = 2.0
-        weights = {name: 2 * x if "_neuron." in name else x for name, x in weights.items()}
+        of_neurons = re.compile(r"(_neuron\.|_neuron\.batch_norm\.|^norm\.batch_norm\.)(weight|bias)$")
+        weights = {name: 2 * x if of_neurons.search(name) else x for name, x in weights.items()}
     student = SpikeBertForSequenceClassification(SpikeBertConfig(**fields))
     student.load_state_dict(weights)
     return student

@@ -109,7 +109,9 @@ class SpikeBertNeuron(nn.Module):
         self.eps = config.layer_norm_eps
         self.dtype: torch.dtype | None = None  # of spikes without gradients; bytes in front of int8 weights
         folds = config.variant == "neuromorphic"
-        self.batch_norm = SpikeBertBatchNorm(config, width) if folds and width is not None else None
+        # Its first gain undoes the leak: at the first step a membrane is the normalised current (as in threshold-
+        # dependent BatchNorm; Zheng et al., AAAI 2021). With a gain of 1 deeper neurons hardly ever fire.
+        self.batch_norm = SpikeBertBatchNorm(config, width, config.tau) if folds and width is not None else None
         self.weight = None if width is None or folds else nn.Parameter(torch.ones(width))
         self.bias = None if width is None or folds else nn.Parameter(torch.zeros(width))
 
@@ -153,10 +155,10 @@ class SpikeBertBatchNorm(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, config: SpikeBertConfig, width: int):
+    def __init__(self, config: SpikeBertConfig, width: int, gain: float = 1.0):
         super().__init__()
-        self.eps, self.momentum = config.layer_norm_eps, 0.1
-        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.momentum, self.gain = config.layer_norm_eps, 0.1, gain
+        self.weight = nn.Parameter(torch.full((width,), float(gain)))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
@@ -416,8 +418,8 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, SpikeBertBatchNorm):
-            for ones in (module.weight, module.running_var):
-                init.ones_(ones)
+            init.constant_(module.weight, module.gain)
+            init.ones_(module.running_var)
             for zeros in (module.bias, module.running_mean, module.num_batches_tracked):
                 init.zeros_(zeros)
         elif isinstance(module, nn.Embedding):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers import CODE_FILES, flags
+from helpers import CODE_FILES, flags, make_neurons_fire
 from safetensors.torch import load_file
 from tiny_training import VOCABULARY
 from transformers import BertTokenizerFast, MPNetConfig, MPNetForSequenceClassification, MPNetModel, pipeline
@@ -161,12 +161,14 @@ def test_options_that_do_not_fit(data, tmp_path, monkeypatch, options, message):
         train(monkeypatch, data, tmp_path / "out", **options)
 
 
-def test_the_first_of_several_time_steps_computes_what_the_only_one_did():
+@pytest.mark.parametrize("variant", ["membrane", "neuromorphic"])
+def test_the_first_of_several_time_steps_computes_what_the_only_one_did(variant):
     with_time_steps = runpy.run_path(SCRIPT)["with_time_steps"]
     torch.manual_seed(0)
     config = SpikeBertConfig(vocab_size=40, hidden_size=16, num_attention_heads=2, intermediate_size=32, tau=1.0)
-    config.num_time_steps, config.num_hidden_layers = 1, 2
+    config.num_time_steps, config.num_hidden_layers, config.variant = 1, 2, variant
     student = SpikeBertForSequenceClassification(config).eval()
+    make_neurons_fire(student)
     more = with_time_steps(student, 4).eval()
     assert (more.config.num_time_steps, more.config.tau) == (4, 2.0)
     ids = torch.randint(0, 40, (3, 7))
