@@ -634,7 +634,10 @@ def test_events_of_an_ordinary_checkpoint(tmp_path):
         (["--format", "nir", "--num-tokens", "17"], "A graph has 1 to 16 tokens, the positions of its model, got 17."),
         (["--format", "nir", "--num-time-steps", "20"], "20 time steps are too fine for float32. Take fewer steps."),
         (["--format", "events", "--text", "a film", "--num-time-steps", "3"], "has 2 time steps. Leave out"),
-        (["--format", "events", "--text", "good " * 20], "The graph has 8 tokens, and a sentence 22. Cut it, or"),
+        (
+            ["--format", "events", "--text", "good " * 20],
+            "The graph takes 8 tokens, and the longest sentence has 22. Shorten it, or",
+        ),
     ],
     ids=str,
 )
@@ -666,7 +669,7 @@ def test_options_of_another_format(arguments, message, capsys):
 def test_nothing_is_written_over(exported, tmp_path):
     folder, _ = exported
     model = SpikeBertForSequenceClassification.from_pretrained(folder / "student")
-    with pytest.raises(ValueError, match=r"model\.nir is there already. Choose another folder, or remove it."):
+    with pytest.raises(ValueError, match=r"model\.nir is there already. Choose another folder, or remove this one."):
         export_nir(model, folder / "chip")
     with pytest.raises(ValueError, match=r"student.config\.json is there already. Choose another folder"):
         export_nir(model, folder / "student")
@@ -715,6 +718,9 @@ def test_a_damaged_graph_says_so(tmp_path):
         read_export(tmp_path / "model.nir")
     nir.write(tmp_path / "model.nir", graph_of(lif(2e-4, 1.0)))
     with pytest.raises(ValueError, match=r"model\.nir was not written by spikebert export. Name a graph of a Spike"):
+        read_export(tmp_path / "model.nir")
+    nir.write(tmp_path / "model.nir", build(rounded(num_time_steps=2), NUM_TOKENS))
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint next to .*model\.nir, .* Move the whole folder"):
         read_export(tmp_path / "model.nir")
     rounded(num_time_steps=2).save_pretrained(tmp_path)
     nir.write(tmp_path / "model.nir", build(rounded(num_time_steps=2, v_threshold=0.7), NUM_TOKENS))

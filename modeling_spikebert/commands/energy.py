@@ -68,7 +68,7 @@ def _of_graph(args: argparse.Namespace, sentences: list[str], constants: EnergyC
     graph, model = read_export(args.model)
     most, _ = shape_of(graph)
     if args.max_length is not None and args.max_length > most:
-        raise ValueError(f"--max-length {args.max_length} exceeds the {most} tokens of {args.model}. Export more.")
+        raise ValueError(f"--max-length {args.max_length} exceeds the {most} tokens of {args.model}. Export with more.")
     args.max_length = most if args.max_length is None else args.max_length
     batches = _batches(str(Path(args.model).parent), sentences, args)
     report, traffic = graph_energy(graph, model, batches, constants, args.model)

@@ -83,7 +83,7 @@ def check_folder(folder: Path) -> None:
     """A checkpoint that is there would be lost."""
     for name in (GRAPH_NAME, "config.json"):
         if (folder / name).exists():
-            raise ValueError(f"{folder / name} is there already. Choose another folder, or remove it.")
+            raise ValueError(f"{folder / name} is there already. Choose another folder, or remove this one.")
 
 
 def read_export(file: str | Path) -> tuple[nir.NIRGraph, SpikeBertForSequenceClassification]:
@@ -93,6 +93,10 @@ def read_export(file: str | Path) -> tuple[nir.NIRGraph, SpikeBertForSequenceCla
         FileNotFoundError, ValueError: there is no graph, it is not of `export_nir`, or the checkpoint is another one.
     """
     graph = read_graph(file)
+    if not (Path(file).parent / "config.json").is_file():
+        raise FileNotFoundError(
+            f"There is no checkpoint next to {file}, and the tables for its input are in there. Move the whole folder."
+        )
     model = SpikeBertForSequenceClassification.from_pretrained(Path(file).parent).eval()
     check_pair(graph, model, file)
     return graph, model
@@ -106,7 +110,9 @@ def check_pair(graph: nir.NIRGraph, model: SpikeBertForSequenceClassification, f
 def read_graph(file: str | Path) -> nir.NIRGraph:
     """The graph of a file, with errors that say what to do."""
     if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no {file}. Write one with: spikebert export FOLDER --format nir.")
+        raise FileNotFoundError(
+            f"There is no {file}. Write one with: spikebert export FOLDER --format nir --output-dir DIR."
+        )
     try:
         graph = nir.read(str(file))
     except Exception as error:  # h5py and nir raise what they meet

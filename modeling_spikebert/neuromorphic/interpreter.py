@@ -92,7 +92,10 @@ def input_currents(model: Any, batch: Mapping[str, Tensor], num_tokens: int) -> 
     if "attention_mask" in batch and not batch["attention_mask"].any(1).all():
         raise ValueError("attention_mask must have a token in each row.")
     if ids.shape[1] > num_tokens:
-        raise ValueError(f"The graph has {num_tokens} tokens, and a sentence {ids.shape[1]}. Cut it, or export more.")
+        raise ValueError(
+            f"The graph takes {num_tokens} tokens, and the longest sentence has {ids.shape[1]}. Shorten it, or export "
+            "with a larger --num-tokens."
+        )
     mask = batch.get("attention_mask", torch.ones_like(ids)).unsqueeze(-1)
     with torch.no_grad():
         embeddings = model.spikebert.embeddings(ids, batch.get("token_type_ids"), None, None, None)  # [B, n, D]
