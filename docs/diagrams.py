@@ -54,6 +54,12 @@ def arrow(axes: Axes, *points: tuple[float, float], color: str = INK) -> None:
     axes.annotate("", points[-1], points[-2], arrowprops=style)
 
 
+def plus(axes: Axes, x: float, y: float) -> None:
+    """Where two arrows add up."""
+    axes.text(x, y, "+", ha="center", va="center", fontsize=16, zorder=3)
+    axes.plot(x, y, "o", ms=20, mfc="white", mec=INK)
+
+
 def note(axes: Axes, x: float, y: float, text: str, color: str = GREY, **options: str) -> None:
     axes.text(x, y, text, color=color, **{"ha": "center", "va": "center", **options})
 
@@ -66,16 +72,12 @@ def block() -> Figure:
     figure, axes = canvas(9.2, 5.2)
     top, middle = 4.55, 2.6
 
-    def add(x: float) -> None:
-        axes.text(x, top, "+", ha="center", va="center", fontsize=16, zorder=3)
-        axes.plot(x, top, "o", ms=20, mfc="white", mec=INK)
-
     # The shortcut
     arrow(axes, (0.2, top), (3.95, top))
     arrow(axes, (4.25, top), (8.35, top))
     arrow(axes, (8.65, top), (9.1, top))
-    add(4.1)
-    add(8.5)
+    plus(axes, 4.1, top)
+    plus(axes, 8.5, top)
     note(axes, 2.2, top + 0.28, "shortcut: real values")
     note(axes, 6.3, top + 0.28, "shortcut: real values")
     # Attention
@@ -121,15 +123,11 @@ def graph() -> Figure:
     def neurons(x: float, y: float, name: str, width: float = 0.95) -> None:
         box(axes, x, y, name, width, 0.5, BLUE)
 
-    def add(x: float) -> None:
-        axes.text(x, top, "+", ha="center", va="center", fontsize=16, zorder=3)
-        axes.plot(x, top, "o", ms=20, mfc="white", mec=INK)
-
     arrow(axes, (0.1, top), (6.05, top))
     arrow(axes, (6.35, top), (8.6, top))
     arrow(axes, (8.9, top), (9.15, top))
-    add(6.2)
-    add(8.75)
+    plus(axes, 6.2, top)
+    plus(axes, 8.75, top)
     note(axes, 3.1, top + 0.3, "shortcut: sums of currents")
     # Attention
     arrow(axes, (0.6, top), (0.6, middle + 0.25))
