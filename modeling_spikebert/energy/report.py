@@ -123,8 +123,7 @@ class EnergyReport(Sentences):
         """One row for the same layer of all blocks, then the sums by part and the flags."""
         blocks: dict[str, list[LayerEnergy]] = {}
         for layer in self.layers:
-            name = re.sub(r"^.*?\blayer\.\d+", "", layer.name).removeprefix("spikebert.")
-            blocks.setdefault(name, []).append(layer)
+            blocks.setdefault(without_block(layer.name), []).append(layer)
         above = ["", "", "", "", "", "published", "", "", f"strict ({self.constants.name})", "", ""]
         header = ["layer", "input", "rate", "spikes", "dense MACs", "SOPs", "MACs", "mJ", "additions", "MACs", "mJ"]
         rows = [_row(name, layers) for name, layers in blocks.items()]
@@ -317,6 +316,11 @@ def report_of(
         layers=[_price(layer, sentences.num_sentences, constants) for layer in layers],
         constants=constants,
     )
+
+
+def without_block(name: str) -> str:
+    """What the same layer of all blocks is called; it begins with a dot."""
+    return re.sub(r"^.*?\blayer\.\d+", "", name).removeprefix("spikebert.")
 
 
 def _price(layer: LayerCount, sentences: int, constants: EnergyConstants) -> LayerEnergy:

@@ -1,6 +1,5 @@
 """How large a graph is: neurons, synapses, fan-in and fan-out, memory."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ import nir
 import numpy as np
 
 from ..console.text import align, number
+from ..energy.report import without_block
 from .graph import INPUT, OUTPUT, Kind, kind_of
 from .interpreter import order_of, sources_of
 
@@ -171,8 +171,7 @@ def spike_table(graph: nir.NIRGraph, spikes: Mapping[str, float]) -> str:
 def _by_part(populations: list[Population]) -> dict[str, list[Population]]:
     parts: dict[str, list[Population]] = {}
     for population in populations:
-        name = re.sub(r"^.*?\blayer\.\d+", "", population.name).removeprefix("spikebert.")
-        parts.setdefault(name, []).append(population)
+        parts.setdefault(without_block(population.name), []).append(population)
     return parts
 
 
