@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ from modeling_spikebert.neuromorphic import (
 from modeling_spikebert.neuromorphic import graph as graph_module
 from modeling_spikebert.neuromorphic.fixed_point import FINEST_GRID, SHORTCUT_GRIDS, _Rounding
 
+EXAMPLE = ROOT / "examples" / "simulate_nir.py"
+Simulation = runpy.run_path(EXAMPLE)["Simulation"]
 LENGTHS = (6, 2, 4)
 NUM_TOKENS = 8
 WITH_GAINS = ("input_neuron.batch_norm", "norm.batch_norm", "context_neuron.batch_norm")  # also when they are folded
@@ -268,27 +271,6 @@ def test_early_exit_stays_behind():
 # The graph, in four readers
 
 
-def trace_of(network, graph: nir.NIRGraph, currents: torch.Tensor, steps: int) -> list[tuple[dict, torch.Tensor]]:
-    """Spikes of all LIF nodes and the output of a simulator's network in each time step."""
-    names = {name.replace(".", "_"): name for name, node in graph.nodes.items() if isinstance(node, nir.LIF)}
-    found, traces, state = {}, [], None
-
-    def keep(name):
-        def hook(module, args, output):
-            found[name] = (output[0] if isinstance(output, tuple) else output) != 0
-
-        return hook
-
-    for child, module in network.named_children():
-        if child in names:
-            module.register_forward_hook(keep(names[child]))
-    for _ in range(steps):
-        with torch.no_grad():
-            output, state = network(currents, state)
-        traces.append((dict(found), output))
-    return traces
-
-
 @kinds
 def test_all_readers_fire_as_the_model_does(tmp_path, fields):
     model, steps = rounded(**fields), fields["num_time_steps"]
@@ -314,12 +296,12 @@ def test_all_readers_fire_as_the_model_does(tmp_path, fields):
     with contextlib.redirect_stdout(io.StringIO()):  # it says that it scales thresholds
         snntorch = read_by_snntorch(nir.read(file))
     for network in (snntorch, read_by_spikingjelly(nir.read(file))):
-        for (spikes, output), (other_spikes, other_output) in zip(
-            ours, trace_of(network, graph, currents, steps), strict=True
-        ):
-            assert other_spikes.keys() == spikes.keys()
-            assert all(torch.equal(other_spikes[name], spikes[name]) for name in spikes)
-            assert torch.equal(other_output, output)
+        with torch.no_grad():
+            traces = list(Simulation(network, graph).run(currents, steps))
+        for (spikes, output), other in zip(ours, traces, strict=True):
+            assert other.spikes.keys() == spikes.keys()
+            assert all(torch.equal(other.spikes[name], spikes[name]) for name in spikes)
+            assert torch.equal(other.output, output)
 
     reader = NumpyNir(file)
     assert reader.num_time_steps == steps
@@ -739,7 +721,7 @@ def test_the_example_compares_simulators_with_the_checkpoint(exported, tmp_path)
     folder, _ = exported
     rows = [("the film is good", "LABEL_1"), ("bad", "LABEL_0"), ("the film is good and " * 9, "LABEL_1")]
     (tmp_path / "some.csv").write_text("text,label\n" + "\n".join(",".join(row) for row in rows) + "\n")
-    command = [sys.executable, ROOT / "examples" / "simulate_nir.py", folder / "chip", "--file", tmp_path / "some.csv"]
+    command = [sys.executable, EXAMPLE, folder / "chip", "--file", tmp_path / "some.csv"]
     result = subprocess.run([*command, "--batch-size", "2"], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
