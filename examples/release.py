@@ -81,7 +81,7 @@ def main() -> None:
     AutoTokenizer.from_pretrained(run).save_pretrained(folder)
     shutil.copy(run / "run.json", folder)
     card = make_card(args, folder, teacher, text, recorded)
-    card.text += f"\n{notes}"
+    card.text = f"{card.text.rstrip()}\n\n{notes}"
     card.save(folder / "README.md")
     print(card.text.split("## Use")[1].split("## Training")[0])
     files = sorted(folder.iterdir())
