@@ -329,8 +329,6 @@ def make_student(
         name: getattr(args, name) for name in ("num_hidden_layers", "hidden_size", "num_time_steps")
     }
     sizes["intermediate_size"] = 4 * args.hidden_size
-    if args.num_time_steps == 1:  # a membrane that is used once has nothing to forget
-        sizes["tau"] = 1
     if args.form == "published":
         reference = SpikeBertConfig.reference()
         sizes |= {name: getattr(reference, name) for name in ("variant", "num_attention_heads")}

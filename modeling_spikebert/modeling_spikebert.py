@@ -478,8 +478,9 @@ class SpikeBertPreTrainedModel(PreTrainedModel):
         """Builds a student that fits an encoder as teacher and starts from its embeddings.
 
         Vocabulary, sizes, labels and problem type are the teacher's; `overrides` are config fields that differ, such
-        as `num_hidden_layers=3`. Embedding tables are copied where shapes agree; the rest starts from random weights,
-        also the LayerNorm on the embeddings: a teacher's may leave too little current for the first neurons to fire.
+        as `num_hidden_layers=3`; `num_time_steps=1` sets `tau` to 1. Embedding tables are copied where shapes agree.
+        The rest starts from random weights, also the LayerNorm on the embeddings: a teacher's may leave too little
+        current for the first neurons to fire.
 
         Args:
             teacher: an encoder (BERT, RoBERTa, DistilBERT, ELECTRA, MiniLM, DeBERTa, ModernBERT, ...).

@@ -46,6 +46,9 @@ def embedding_tables(teacher: PreTrainedModel) -> tuple[nn.Embedding, nn.Embeddi
 def inherited_fields(teacher: PreTrainedModel, overrides: dict[str, Any]) -> dict[str, Any]:
     """Fields of the config of a student: vocabulary, sizes, labels and problem type of its teacher, and `overrides`.
 
+    With one time step `tau` is 1 unless an override says otherwise: a membrane that is used once has nothing to forget,
+    and a leak would only halve what it gets.
+
     Raises:
         ValueError: the teacher is no encoder with word embeddings, or an override is no field of the config.
     """
@@ -72,6 +75,8 @@ def inherited_fields(teacher: PreTrainedModel, overrides: dict[str, Any]) -> dic
         "pad_token_id": config.pad_token_id,
         "problem_type": config.problem_type,
     }
+    if overrides.get("num_time_steps") == 1:
+        inherited["tau"] = 1.0
     if overrides.get("variant") == "published":
         inherited["type_vocab_size"] = 0
     if not overrides.keys() & {"num_labels", "id2label", "label2id"}:

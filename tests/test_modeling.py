@@ -1009,6 +1009,13 @@ def test_student_with_overrides():
     assert torch.equal(student.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "tau"), [({}, 2), ({"num_time_steps": 1}, 1), ({"num_time_steps": 1, "tau": 3.0}, 3)]
+)
+def test_student_of_one_time_step_has_no_leak(overrides, tau):
+    assert SpikeBertModel.from_teacher(teacher("BertModel"), **overrides).config.tau == tau
+
+
 def test_student_of_another_width_starts_from_random_embeddings_and_says_so(caplog):
     model = teacher("BertModel")
     student = SpikeBertModel.from_teacher(model, hidden_size=24)
