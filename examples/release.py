@@ -2,7 +2,7 @@
 
     python examples/release.py --run runs/mixed/student --folder release --teacher runs/gpu/teacher \
         --validation-file data/sst2/validation.parquet --num-time-steps 1 --dataset stanfordnlp/sst2 \
-        --license apache-2.0
+        --license apache-2.0 --notes examples/recipes/sst2/notes.md
 
 The run is one of `spikebert distill` or of `examples/train_on_gpu.py` (there the folder `student`).
 

@@ -55,6 +55,11 @@ def test_cards_say_what_it_is(folder):
     assert "examples/train_on_gpu.py" in card.content
 
 
+def test_card_ends_with_the_notes_that_a_release_takes():
+    card = (CHECKPOINTS / "spikebert-6x384-sst2" / "README.md").read_text(encoding="utf-8")
+    assert card.endswith((ROOT / "examples" / "recipes" / "sst2" / "notes.md").read_text(encoding="utf-8"))
+
+
 def test_asking_for_int8_says_that_the_file_is_int8_and_what_to_do(tmp_path):
     folder = CHECKPOINTS / "spikebert-6x384-sst2"
     int8 = {"quantization_config": {"quant_method": "spikebert_int8"}}
