@@ -48,6 +48,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from one_bit_bert import dense_twin
+from rate_twin import rate_twin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -78,7 +79,8 @@ HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # a CPU is fo
 BUCKETS = (*range(4, 41, 4), 48, 56, 64)  # lengths in tokens
 # Labels are for the teacher. The student does without: the teacher's logits say more of each sentence.
 WEIGHTS = {"labels": 1.0, "hidden_states": 1.0, "embeddings": 0.1, "logits": 0.03}
-FORMS = ("membrane", "published", "neuromorphic", "one-bit")
+TWINS = {"one-bit": dense_twin, "rate": rate_twin}  # of a membrane student with one time step
+FORMS = ("membrane", "published", "neuromorphic", *TWINS)
 SENTENCES_PER_STEP = 128  # of the teacher's fine-tuning
 
 Batch = tuple[Tensor, Tensor, Tensor]  # ids and mask [B, L], labels [B]
@@ -100,7 +102,10 @@ class Arguments:
     num_time_steps: int = field(default=1, metadata={"help": "Of the student."})
     form: str = field(
         default="membrane",
-        metadata={"help": f"Of the student: {', '.join(FORMS[:-1])}, or one-bit, the dense twin of `one_bit_bert.py`."},
+        metadata={
+            "help": "Of the student: membrane, published, neuromorphic, one-bit (the dense twin of `one_bit_bert.py`) "
+            "or rate (the twin of `rate_twin.py`)."
+        },
     )
     mixed_time_steps: bool = field(
         default=False, metadata={"help": "Train it for 1, 2, 4, ... up to --num-time-steps, drawn for each batch."}
@@ -127,8 +132,8 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise ValueError(f"--form must be one of {', '.join(FORMS)}, got {self.form}.")
-        if self.form == "one-bit" and self.num_time_steps != 1:
-            raise ValueError(f"--form one-bit has one time step. Leave out --num-time-steps {self.num_time_steps}.")
+        if self.form in TWINS and self.num_time_steps != 1:
+            raise ValueError(f"--form {self.form} has one time step. Leave out --num-time-steps {self.num_time_steps}.")
         if not 0 <= self.text_share <= 1:
             raise ValueError(f"--text-share must be from 0 to 1, got {self.text_share}.")
         if self.train_copies < 1:
@@ -316,8 +321,8 @@ def make_student(
             args.student, dtype=torch.float32, ignore_mismatched_sizes=True, **labels
         )
         student = with_time_steps(student, args.num_time_steps)
-        if args.form == "one-bit":
-            dense_twin(student)
+        if args.form in TWINS:
+            TWINS[args.form](student)
         projections = new_projections(student, teacher)
         own = student.get_input_embeddings().weight.detach()
         if (Path(args.student) / PROJECTIONS_NAME).is_file():
@@ -335,8 +340,8 @@ def make_student(
     elif args.form == "neuromorphic":
         sizes["variant"] = args.form
     student = SpikeBertForSequenceClassification(SpikeBertConfig(**inherited_fields(teacher, sizes)))
-    if args.form == "one-bit":
-        dense_twin(student)
+    if args.form in TWINS:
+        TWINS[args.form](student)
     projections = new_projections(student, teacher)
     if args.hidden_size < words.embedding_dim:
         start_narrower(student, projections, teacher, text.token_counts(words.num_embeddings))

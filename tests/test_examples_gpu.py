@@ -136,7 +136,10 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
         train(monkeypatch, data, tmp_path / "first")
 
 
-@pytest.mark.parametrize(("form", "variant", "steps"), [("published", "published", 2), ("one-bit", "membrane", 1)])
+@pytest.mark.parametrize(
+    ("form", "variant", "steps"),
+    [("published", "published", 2), ("one-bit", "membrane", 1), ("rate", "membrane", 1)],
+)
 def test_other_forms_and_other_shares_of_text(data, tmp_path, monkeypatch, capsys, form, variant, steps):
     few = {"teacher-steps": 0, "stage1-steps": 24, "stage2-steps": 0, "text-share": 0.25, "train-copies": 5}
     results = train(monkeypatch, data, tmp_path / form, **few, form=form, num_time_steps=steps)
@@ -150,7 +153,7 @@ def test_other_forms_and_other_shares_of_text(data, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "dense"}, "--form must be one of membrane, published, neuromorphic, one-bit, got dense"),
+        ({"form": "dense"}, "--form must be one of membrane, published, neuromorphic, one-bit, rate, got dense"),
         ({"form": "one-bit", "num-time-steps": 4}, "--form one-bit has one time step"),
         ({"text-share": 2}, r"--text-share must be from 0 to 1, got 2\.0"),
         ({"train-copies": 0}, "--train-copies must be at least 1, got 0"),
