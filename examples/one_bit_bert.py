@@ -50,13 +50,15 @@ class SoftmaxAttention(SpikeBertSelfAttention):
 
 def dense_twin(model: SpikeBertPreTrainedModel) -> SpikeBertPreTrainedModel:
     """Makes a SpikeBERT its twin, in place; the weights stay."""
+    return twin(model, {SpikeBertNeuron: SignNeuron, SpikeBertSelfAttention: SoftmaxAttention})
+
+
+def twin(model: SpikeBertPreTrainedModel, classes: dict[type, type]) -> SpikeBertPreTrainedModel:
+    """Gives modules of some classes other ones, in place; the weights stay."""
     if model.config.variant != "membrane" or model.config.num_time_steps != 1:
         raise ValueError("The twin is one of the variant membrane with num_time_steps 1.")
     for module in model.modules():
-        if isinstance(module, SpikeBertNeuron):
-            module.__class__ = SignNeuron
-        elif isinstance(module, SpikeBertSelfAttention):
-            module.__class__ = SoftmaxAttention
+        module.__class__ = classes.get(type(module), type(module))
     return model
 
 

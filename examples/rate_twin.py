@@ -9,6 +9,7 @@ make the twin again: `rate_twin(from_pretrained(...))`.
 
 import torch
 import torch.nn.functional as F
+from one_bit_bert import twin
 from torch import Tensor
 
 from modeling_spikebert.modeling_spikebert import SpikeBertNeuron, SpikeBertPreTrainedModel
@@ -25,9 +26,4 @@ class RateNeuron(SpikeBertNeuron):
 
 def rate_twin(model: SpikeBertPreTrainedModel) -> SpikeBertPreTrainedModel:
     """Makes a SpikeBERT its twin, in place; the weights stay."""
-    if model.config.variant != "membrane" or model.config.num_time_steps != 1:
-        raise ValueError("The twin is one of the variant membrane with num_time_steps 1.")
-    for module in model.modules():
-        if isinstance(module, SpikeBertNeuron):
-            module.__class__ = RateNeuron
-    return model
+    return twin(model, {SpikeBertNeuron: RateNeuron})

@@ -12,7 +12,10 @@ from torch import Tensor
 from modeling_spikebert import SpikeBertConfig, SpikeBertForSequenceClassification
 from modeling_spikebert.modeling_spikebert import SpikeBertNeuron
 
-EXAMPLE = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "rate_twin.py"))
+EXAMPLES = Path(__file__).parent.parent / "examples"
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(EXAMPLES)  # as Python does for a script
+    EXAMPLE = runpy.run_path(str(EXAMPLES / "rate_twin.py"))
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 
 
