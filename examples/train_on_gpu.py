@@ -71,7 +71,6 @@ from modeling_spikebert.distillation.losses import embedding_loss, hidden_state_
 from modeling_spikebert.distillation.projections import FeatureProjections
 from modeling_spikebert.distillation.teachers import Teacher
 from modeling_spikebert.distillation.trainer import time_steps_up_to
-from modeling_spikebert.modeling_spikebert import masked_mean
 from modeling_spikebert.teacher_spikebert import copy_embeddings, embedding_tables, first_position_of, inherited_fields
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -426,7 +425,6 @@ def distillation_losses(
     taught = Teacher(teacher, uniform_layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers))
     words = teacher.get_input_embeddings()
     variance = words.weight.float().var()
-    padding_counts = student.config.variant == "published"
 
     def losses_of(ids: Tensor, mask: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -439,10 +437,7 @@ def distillation_losses(
                 "embeddings": embedding_loss(embeddings, words(ids).float(), mask, variance).mean(),
             }
             if with_logits:
-                features = student.features(outputs, mask)
-                features = masked_mean(features, None if padding_counts else mask)  # [T, B, D]
-                counts = torch.arange(1, steps + 1, device=DEVICE)[:, None, None]
-                scores = student.classifier(student.dropout(features.cumsum(0) / counts)).float()  # [T, B, C]
+                scores = student.scores_per_step(outputs, mask).float()  # [T, B, C]
                 wanted, first = targets.logits.float(), 0 if after_every_step else -1
                 losses["logits"] = torch.stack([logit_loss(x, wanted, 1.0, None).mean() for x in scores[first:]]).mean()
         return losses

@@ -82,6 +82,7 @@ class SpikeBertConfig(PreTrainedConfig):
         "attentions",
         "firing_rates",
         "exit_steps",
+        "logits_per_step",
     ]
 
     variant: Literal["membrane", "published", "neuromorphic"] = "membrane"

@@ -82,6 +82,8 @@ class SpikeBertSequenceClassifierOutput(ModelOutput):
         attentions: as in `SpikeBertModelOutput`.
         firing_rates: as in `SpikeBertModelOutput`.
         exit_steps: with early exit, the number of time steps of each sentence, `[B]`; its logits are their mean.
+        logits_per_step: with `output_logits_per_step`, `[T, B, C]`: means over the first 1, 2, ... `T` steps. Those
+            after `k` steps are the logits of a model with `k` steps: no step sees a later one.
     """
 
     loss: Tensor | None = None
@@ -90,6 +92,7 @@ class SpikeBertSequenceClassifierOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     firing_rates: tuple[Tensor, ...] | None = None
     exit_steps: Tensor | None = None
+    logits_per_step: Tensor | None = None
 
 
 class SpikeBertNeuron(nn.Module):
@@ -605,6 +608,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_firing_rates: bool | None = None,
+        output_logits_per_step: bool | None = None,
         num_time_steps: int | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -614,11 +618,13 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
             labels: class indices `[B]` (single label; -100 is ignored), 0/1 `[B, C]` (multi-label), or real numbers
                 `[B]` or `[B, C]` (regression). `config.problem_type` says which; if it is None, `num_labels` and the
                 dtype of the labels decide, as in BERT.
+            output_logits_per_step: whether to return the class scores after each time step.
             num_items_in_batch: what the summed loss is divided by, in place of the number of labels in this batch; the
                 Trainer passes it under gradient accumulation.
 
         With `config.exit_threshold`, in evaluation mode, a sentence gets no more time steps than its class needs to be
-        clear; not where hidden states, spike counts or firing rates are asked for, which belong to all steps.
+        clear; not where hidden states, spike counts, firing rates or scores per step are asked for, which belong to all
+        steps.
 
         The other arguments and the errors are those of `SpikeBertModel.forward`; labels of the wrong shape, type or
         range raise a ValueError too.
@@ -634,6 +640,7 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             output_firing_rates=output_firing_rates,
+            output_logits_per_step=output_logits_per_step,
         )
         check_num_time_steps(num_time_steps)
         asked = {
@@ -644,9 +651,14 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
             "output_firing_rates": output_firing_rates,
         }
         steps = self.config.num_time_steps if num_time_steps is None else num_time_steps
-        if self.config.exit_threshold is None or self.training or any(asked.values()):
+        per_step = exit_steps = None
+        if self.config.exit_threshold is None or self.training or output_logits_per_step or any(asked.values()):
             outputs = self.spikebert(**inputs, **asked, num_time_steps=steps, return_dict=True)
-            logits, exit_steps = self.scores(outputs, attention_mask), None
+            if output_logits_per_step:
+                per_step = self.scores_per_step(outputs, attention_mask)
+                logits = per_step[-1]
+            else:
+                logits = self.scores(outputs, attention_mask)
         else:
             outputs = SpikeBertModelOutput()
             logits, exit_steps = self.exit_early(inputs, steps, self.config.exit_threshold)
@@ -666,19 +678,25 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
             attentions=outputs.attentions,
             firing_rates=outputs.firing_rates,
             exit_steps=exit_steps,
+            logits_per_step=per_step,
         )
 
     def scores(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
         """Class scores `[B, C]`, mean over time steps."""
         # Published: LayerNorm, mean over tokens, Linear, mean over time steps. The Linear commutes with the mean.
-        features = self.features(outputs, attention_mask).mean(0)  # [T, B, L, D] -> [B, L, D]
-        pooled = masked_mean(features, None if self.config.variant == "published" else attention_mask)  # [B, D]
-        return self.classifier(self.dropout(pooled))
+        return self.classifier(self.dropout(self.features(outputs, attention_mask).mean(0)))
+
+    def scores_per_step(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
+        """Class scores `[T, B, C]`, mean over the first 1, 2, ... `T` time steps."""
+        features = self.features(outputs, attention_mask)
+        steps = torch.arange(1, len(features) + 1, device=features.device)[:, None, None]
+        return self.classifier(self.dropout(features.cumsum(0) / steps))
 
     def features(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
-        """What the classifier sees of each token, `[T, B, L, D]`: normalised states; neuromorphic: spikes."""
-        states = outputs.hidden_states_per_step
-        return self.norm(states, attention_mask) if self.config.variant == "neuromorphic" else self.norm(states)
+        """What the classifier sees of a sentence, `[T, B, D]`: normalised states, or (neuromorphic) firing rates."""
+        states: Any = outputs.hidden_states_per_step  # [T, B, L, D]
+        states = self.norm(states, attention_mask) if self.config.variant == "neuromorphic" else self.norm(states)
+        return masked_mean(states, None if self.config.variant == "published" else attention_mask)
 
     def exit_early(
         self, inputs: dict[str, Tensor | None], num_time_steps: int, exit_threshold: float

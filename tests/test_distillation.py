@@ -67,6 +67,7 @@ from modeling_spikebert import (
 )
 from modeling_spikebert.data import accuracy_metrics
 from modeling_spikebert.distillation import PROJECTIONS_NAME
+from modeling_spikebert.distillation.losses import logit_loss
 
 stages = pytest.mark.parametrize("stage", ["general", "task"])
 sizes = pytest.mark.parametrize("sizes", [{}, OTHER_SIZES], ids=["same_size", "other_size"])
@@ -843,6 +844,22 @@ def test_mixed_time_steps_are_drawn_for_each_batch(tmp_path):
     seen[True].clear()
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert seen[True] == drawn
+
+
+def test_mixed_time_steps_teach_the_logits_after_each_step(tmp_path):
+    student, teacher = stage_models("task", num_time_steps=3)
+    trainer = make_trainer(tmp_path, "task", (student, teacher), mixed_time_steps=True, embedding_weight=0.0)
+    trainer._draw_time_steps = lambda: 3
+    in_float64(trainer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(student.train(), batch)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    wanted = teacher(**inputs).logits
+    expected = [logit_loss(student(**inputs, num_time_steps=k).logits, wanted, 1.0, None) for k in (1, 2, 3)]
+    sums = trainer._sums
+    assert sums["train"]["loss_logits"].item() == pytest.approx(sum(x.sum().item() for x in expected) / 3, rel=1e-9)
+    trainer.compute_loss(student.eval(), batch)
+    assert sums["eval"]["loss_logits"].item() == pytest.approx(expected[-1].sum().item(), rel=1e-9)
 
 
 def test_mixed_time_steps_need_several(tmp_path):

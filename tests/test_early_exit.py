@@ -136,7 +136,7 @@ def test_confidence_by_hand():
 
 def test_training_and_questions_about_all_steps_take_all_steps():
     model = unsure_classifier(exit_threshold=0.01)
-    for question in ("output_hidden_states", "output_firing_rates", "output_attentions"):
+    for question in ("output_hidden_states", "output_firing_rates", "output_attentions", "output_logits_per_step"):
         outputs = model(IDS, attention_mask=MASK, **{question: True})
         assert outputs.exit_steps is None
         torch.testing.assert_close(outputs.logits, scores_after(model, 4), **EXACT)

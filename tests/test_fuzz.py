@@ -235,7 +235,8 @@ OBJECTS = st.one_of(
     st.sampled_from([object(), int, torch, torch.int64, np.float32(1), b"ids"]),
 )
 ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "output_hidden_states")
-ARGUMENTS += ("output_attentions", "output_firing_rates", "num_time_steps", "labels", "num_items_in_batch")
+ARGUMENTS += ("output_attentions", "output_firing_rates", "output_logits_per_step", "num_time_steps", "labels")
+ARGUMENTS += ("num_items_in_batch",)
 CHECKS = {Path(module.__file__).name for module in (checks_spikebert, modeling_spikebert)}
 SOUND = {
     "input_ids": torch.tensor([[1, 2, 3, 4, 5]] * 2),

@@ -428,6 +428,25 @@ def test_each_option_runs_forward_and_backward_and_changes_the_model(overrides):
         assert not torch.allclose(outputs.logits, classifier()(random_ids(3, 6)).logits, atol=1e-6)
 
 
+@modes
+def test_logits_per_step_are_those_of_models_with_so_many_steps_and_so_are_all_gradients(mode):
+    model, inputs = classifier(mode, num_time_steps=3).double(), (random_ids(3, 6), mask_of(6, 2, 4))
+    per_step = model(*inputs, output_logits_per_step=True).logits_per_step
+    apart = torch.stack([model(*inputs, num_time_steps=steps).logits for steps in (1, 2, 3)])
+    torch.testing.assert_close(per_step, apart, **EXACT)
+    assert not torch.allclose(apart[0], apart[2])
+    parameters = list(model.parameters())
+    gradients = [torch.autograd.grad(x.square().sum(), parameters) for x in (per_step, apart)]
+    torch.testing.assert_close(*gradients, **CLOSE)
+
+
+def test_logits_are_the_last_of_those_per_step_with_dropout_too():
+    model = classifier(num_time_steps=3, classifier_dropout=0.5).train()
+    outputs = model(random_ids(3, 6), output_logits_per_step=True)
+    assert torch.equal(outputs.logits, outputs.logits_per_step[-1])
+    assert model(random_ids(3, 6)).logits_per_step is None
+
+
 @pytest.mark.parametrize("v_reset", [0.0, None, -0.3, 0.3], ids=str)
 def test_sign_encoding_fires_where_the_embedding_is_not_negative(v_reset):
     model = tiny_model(SpikeBertModel, "reference", v_reset=v_reset, attention_v_threshold=0.6)

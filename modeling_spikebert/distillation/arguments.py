@@ -80,7 +80,7 @@ class DistillationTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "help": "Draw the number of time steps of each batch among 1, 2, 4, ... and the student's num_time_steps, "
-            "so that it works with each of them."
+            "and take the loss of logits after each step, so that it works with each of them."
         },
     )
     layer_map: list[int] | str | None = field(  # None is there for HfArgumentParser: it then takes a string

@@ -140,6 +140,7 @@ class DistillationTrainer(ResumableTrainer):
             **{name: value for name, value in inputs.items() if name not in ("labels", STATES, LOGITS)},
             output_hidden_states=True,
             output_firing_rates=True,
+            output_logits_per_step=self._mixes_time_steps(),
             output_projections=True,
             num_time_steps=self._draw_time_steps(),
             return_dict=True,
@@ -162,8 +163,11 @@ class DistillationTrainer(ResumableTrainer):
         loss = total.sum() / count
         return (loss, {"logits": outputs.get("logits")}) if return_outputs else loss
 
+    def _mixes_time_steps(self) -> bool:
+        return self.args.mixed_time_steps and self.student.training
+
     def _draw_time_steps(self) -> int | None:
-        if not self.args.mixed_time_steps or not self.student.training:
+        if not self._mixes_time_steps():
             return None  # those of the config
         numbers = time_steps_up_to(self.student.config.num_time_steps)
         return numbers[int(torch.randint(len(numbers), ()))]
@@ -192,8 +196,12 @@ class DistillationTrainer(ResumableTrainer):
             )
         if weights.get("logits"):
             assert targets.logits is not None
-            losses["logits"] = logit_loss(
-                outputs["logits"], targets.logits, self.args.temperature, self.student.config.problem_type
+            per_step = outputs.get("logits_per_step")
+            options = (targets.logits, self.args.temperature, self.student.config.problem_type)
+            losses["logits"] = (
+                logit_loss(outputs["logits"], *options)
+                if per_step is None
+                else torch.stack([logit_loss(logits, *options) for logits in per_step]).mean(0)
             )
         if weights["firing_rate"]:
             losses["firing_rate"] = firing_rate_loss(outputs["firing_rates"], self.args.target_firing_rate)

@@ -5,7 +5,7 @@ Shapes: `T` time steps, `B` batch, `L` tokens, `N` neurons, `C` classes.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -140,22 +140,13 @@ def spikes_of(
 def logits_per_step(
     model: PreTrainedModel, batch: Mapping[str, Any], num_time_steps: int | None = None
 ) -> Tensor | None:
-    """Class scores `[T, B, C]` after 1, 2, ... `T` time steps, from one pass; None if there is no classifier.
-
-    Those after `k` steps are the scores of a model with `k` steps: no step sees a later one.
-    """
-    arguments = model_arguments(model, batch)
+    """Class scores `[T, B, C]` after 1, 2, ... `T` time steps, from one pass; None if there is no classifier."""
+    options: dict[str, Any] = {"num_time_steps": num_time_steps, "return_dict": True}
+    if classifies := hasattr(model, "scores"):
+        options["output_logits_per_step"] = True
     with eval_mode(model), torch.no_grad():
-        outputs = _base(model)(**arguments, num_time_steps=num_time_steps, return_dict=True)
-        if not hasattr(model, "scores"):
-            return None
-        per_step = outputs.hidden_states_per_step  # [T, B, L, D]
-        classify: Any = model.scores
-        logits = [
-            classify(replace(outputs, hidden_states_per_step=per_step[:steps]), arguments.get("attention_mask"))
-            for steps in range(1, len(per_step) + 1)
-        ]
-    return torch.stack(logits).float().cpu()
+        outputs = model(**model_arguments(model, batch), **options)
+    return outputs.logits_per_step.float().cpu() if classifies else None
 
 
 @dataclass(frozen=True)
