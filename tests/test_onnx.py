@@ -206,6 +206,10 @@ def test_the_command_writes_a_folder_for_pipelines_and_servers(tmp_path, capsys,
         assert got["label"] == want["label"]
         assert got["score"] == pytest.approx(want["score"], abs=1e-4)
     assert errors == []
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs, output_logits_per_step=True).logits_per_step
+    torch.testing.assert_close(exported(**inputs).logits_per_step, expected, rtol=1e-4, atol=1e-4)
     assert OnnxSpikeBert.load(tmp_path / "out").session.get_modelmeta() is not None  # int8 is there, and taken first
 
 

@@ -69,7 +69,8 @@ class OnnxSpikeBert(PreTrainedModel):
         """Of token ids `[B, L]`, and of a mask and token types as in `SpikeBertModel.forward`.
 
         Returns:
-            `logits`, `[B, C]`; with early exit in the graph also `exit_steps`, `[B]`.
+            `logits`, `[B, C]`; of several time steps also `logits_per_step`, `[T, B, C]`, and with early exit in the
+            graph `exit_steps`, `[B]`, in their place.
         """
         ones = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -77,7 +78,9 @@ class OnnxSpikeBert(PreTrainedModel):
         feed = {tensor.name: given[tensor.name].long().numpy() for tensor in self.session.get_inputs()}
         names = [tensor.name for tensor in self.session.get_outputs()]
         outputs = dict(zip(names, map(torch.from_numpy, self.session.run(names, feed)), strict=True))
-        return SpikeBertSequenceClassifierOutput(logits=outputs["logits"], exit_steps=outputs.get("exit_steps"))
+        return SpikeBertSequenceClassifierOutput(
+            **{name: outputs.get(name) for name in ("logits", "exit_steps", "logits_per_step")}
+        )
 
 
 # A pipeline logs an error when it is given a classifier that is not registered.
