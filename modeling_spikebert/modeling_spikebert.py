@@ -684,19 +684,23 @@ class SpikeBertForSequenceClassification(SpikeBertPreTrainedModel):
     def scores(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
         """Class scores `[B, C]`, mean over time steps."""
         # Published: LayerNorm, mean over tokens, Linear, mean over time steps. The Linear commutes with the mean.
-        return self.classifier(self.dropout(self.features(outputs, attention_mask).mean(0)))
+        features = self.features(outputs, attention_mask).mean(0)  # [T, B, L, D] -> [B, L, D]
+        return self.classifier(self.dropout(self.pooled(features, attention_mask)))
 
     def scores_per_step(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
         """Class scores `[T, B, C]`, mean over the first 1, 2, ... `T` time steps."""
-        features = self.features(outputs, attention_mask)
-        steps = torch.arange(1, len(features) + 1, device=features.device)[:, None, None]
-        return self.classifier(self.dropout(features.cumsum(0) / steps))
+        sums = self.pooled(self.features(outputs, attention_mask), attention_mask).cumsum(0)  # [T, B, D]
+        steps = torch.arange(1, len(sums) + 1, device=sums.device)[:, None, None]
+        return self.classifier(self.dropout(sums / steps))
 
     def features(self, outputs: SpikeBertModelOutput, attention_mask: Tensor | None) -> Tensor:
-        """What the classifier sees of a sentence, `[T, B, D]`: normalised states, or (neuromorphic) firing rates."""
-        states: Any = outputs.hidden_states_per_step  # [T, B, L, D]
-        states = self.norm(states, attention_mask) if self.config.variant == "neuromorphic" else self.norm(states)
-        return masked_mean(states, None if self.config.variant == "published" else attention_mask)
+        """What the classifier sees of each token, `[T, B, L, D]`: normalised states; neuromorphic: spikes."""
+        states = outputs.hidden_states_per_step
+        return self.norm(states, attention_mask) if self.config.variant == "neuromorphic" else self.norm(states)
+
+    def pooled(self, features: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Mean over the tokens that count, `[..., B, L, D]` to `[..., B, D]`; as published padding counts."""
+        return masked_mean(features, None if self.config.variant == "published" else attention_mask)
 
     def exit_early(
         self, inputs: dict[str, Tensor | None], num_time_steps: int, exit_threshold: float

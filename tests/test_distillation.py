@@ -848,18 +848,20 @@ def test_mixed_time_steps_are_drawn_for_each_batch(tmp_path):
 
 def test_mixed_time_steps_teach_the_logits_after_each_step(tmp_path):
     student, teacher = stage_models("task", num_time_steps=3)
-    trainer = make_trainer(tmp_path, "task", (student, teacher), mixed_time_steps=True, embedding_weight=0.0)
+    weights = {"hidden_state_weight": 0.0, "embedding_weight": 0.0, "logit_weight": 1.0, "cross_entropy_weight": 0.0}
+    trainer = make_trainer(tmp_path, "task", (student, teacher), mixed_time_steps=True, **weights)
     trainer._draw_time_steps = lambda: 3
     in_float64(trainer)
     batch = next(iter(trainer.get_train_dataloader()))
-    trainer.compute_loss(student.train(), batch)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     wanted = teacher(**inputs).logits
-    expected = [logit_loss(student(**inputs, num_time_steps=k).logits, wanted, 1.0, None) for k in (1, 2, 3)]
-    sums = trainer._sums
-    assert sums["train"]["loss_logits"].item() == pytest.approx(sum(x.sum().item() for x in expected) / 3, rel=1e-9)
-    trainer.compute_loss(student.eval(), batch)
-    assert sums["eval"]["loss_logits"].item() == pytest.approx(expected[-1].sum().item(), rel=1e-9)
+    after = [logit_loss(student(**inputs, num_time_steps=k).logits, wanted, 1.0, None).mean() for k in (1, 2, 3)]
+    loss = trainer.compute_loss(student.train(), batch)
+    torch.testing.assert_close(loss, sum(after) / 3, rtol=1e-9, atol=0)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    gradients = [torch.autograd.grad(x, parameters, allow_unused=True) for x in (loss, sum(after) / 3)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+    torch.testing.assert_close(trainer.compute_loss(student.eval(), batch), after[-1], rtol=1e-9, atol=0)
 
 
 def test_mixed_time_steps_need_several(tmp_path):

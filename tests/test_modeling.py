@@ -433,7 +433,7 @@ def test_logits_per_step_are_those_of_models_with_so_many_steps_and_so_are_all_g
     model, inputs = classifier(mode, num_time_steps=3).double(), (random_ids(3, 6), mask_of(6, 2, 4))
     per_step = model(*inputs, output_logits_per_step=True).logits_per_step
     apart = torch.stack([model(*inputs, num_time_steps=steps).logits for steps in (1, 2, 3)])
-    torch.testing.assert_close(per_step, apart, **EXACT)
+    torch.testing.assert_close(per_step, apart, **CLOSE)
     assert not torch.allclose(apart[0], apart[2])
     parameters = list(model.parameters())
     gradients = [torch.autograd.grad(x.square().sum(), parameters) for x in (per_step, apart)]

@@ -140,7 +140,7 @@ class DistillationTrainer(ResumableTrainer):
             **{name: value for name, value in inputs.items() if name not in ("labels", STATES, LOGITS)},
             output_hidden_states=True,
             output_firing_rates=True,
-            output_logits_per_step=self._mixes_time_steps(),
+            output_logits_per_step=self._mixes_time_steps() and bool(self.args.loss_weights.get("logits")),
             output_projections=True,
             num_time_steps=self._draw_time_steps(),
             return_dict=True,

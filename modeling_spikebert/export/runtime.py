@@ -64,13 +64,14 @@ class OnnxSpikeBert(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        output_logits_per_step: bool = False,
         **kwargs: Any,
     ) -> SpikeBertSequenceClassifierOutput:
         """Of token ids `[B, L]`, and of a mask and token types as in `SpikeBertModel.forward`.
 
         Returns:
-            `logits`, `[B, C]`; of several time steps also `logits_per_step`, `[T, B, C]`, and with early exit in the
-            graph `exit_steps`, `[B]`, in their place.
+            `logits`, `[B, C]`; with early exit in the graph also `exit_steps`, `[B]`; on request `logits_per_step`,
+            `[T, B, C]`, if the graph has several time steps and no early exit.
         """
         ones = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -79,7 +80,9 @@ class OnnxSpikeBert(PreTrainedModel):
         names = [tensor.name for tensor in self.session.get_outputs()]
         outputs = dict(zip(names, map(torch.from_numpy, self.session.run(names, feed)), strict=True))
         return SpikeBertSequenceClassifierOutput(
-            **{name: outputs.get(name) for name in ("logits", "exit_steps", "logits_per_step")}
+            logits=outputs["logits"],
+            exit_steps=outputs.get("exit_steps"),
+            logits_per_step=outputs.get("logits_per_step") if output_logits_per_step else None,
         )
 
 
