@@ -21,7 +21,7 @@ WEIGHTS = (
 class DistillationTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments`, and what distillation adds.
 
-    Learning rates, weights of the losses, `adam_beta2` and warm-up are by default those of the best students of
+    Learning rates, weights of the losses, `adam_beta2` and warm-up are by default those of the best narrow students of
     docs/results.md, whose batches had 8,192 tokens. What the published script has (arXiv 2308.15122; depth 12, T 4,
     stage 2) stands beside them.
     """
