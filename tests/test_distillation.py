@@ -856,6 +856,7 @@ def test_mixed_time_steps_teach_the_logits_after_each_step(tmp_path):
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     wanted = teacher(**inputs).logits
     after = [logit_loss(student(**inputs, num_time_steps=k).logits, wanted, 1.0, None).mean() for k in (1, 2, 3)]
+    assert after[0] != after[2]
     loss = trainer.compute_loss(student.train(), batch)
     torch.testing.assert_close(loss, sum(after) / 3, rtol=1e-9, atol=0)
     parameters = [p for p in student.parameters() if p.requires_grad]

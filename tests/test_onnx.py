@@ -291,6 +291,16 @@ def test_without_the_extra_the_command_names_it(tmp_path):
     assert 'pip install -c constraints.txt ".[onnx]"' in result.stderr.splitlines()[-1]
 
 
+def test_scores_per_step_of_one_step_and_of_early_exit(tmp_path):
+    model = model_of(num_time_steps=1)
+    export_onnx(model, tmp_path / "one", precisions=("float32",))
+    outputs = OnnxSpikeBert.load(tmp_path / "one")(**batch(model, 3, 5), output_logits_per_step=True)
+    assert torch.equal(outputs.logits_per_step, outputs.logits[None])
+    export_onnx(model_of(num_time_steps=2, exit_threshold=0.6), tmp_path / "exits", precisions=("float32",))
+    with pytest.raises(ValueError, match=r"exits early and has no scores after each step\."):
+        OnnxSpikeBert.load(tmp_path / "exits")(**batch(model, 3, 5), output_logits_per_step=True)
+
+
 def test_random_inputs_of_one_file(tmp_path):
     """Batches of all sizes through one session, as a server does."""
     model = model_of(num_time_steps=2)

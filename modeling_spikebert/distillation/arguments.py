@@ -21,9 +21,9 @@ WEIGHTS = (
 class DistillationTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments`, and what distillation adds.
 
-    Learning rates, weights of the losses, `adam_beta2` and warm-up are by default those of the best narrow students of
-    docs/results.md, whose batches had 8,192 tokens. What the published script has (arXiv 2308.15122; depth 12, T 4,
-    stage 2) stands beside them.
+    Learning rates, weights of the losses, `adam_beta2` and warm-up are by default those of the first student of
+    6 x 384 that MPNet taught (docs/results.md), whose batches had 8,192 tokens. What the published script has (arXiv
+    2308.15122; depth 12, T 4, stage 2) stands beside them.
     """
 
     learning_rate: float | None = field(  # type: ignore[assignment]  # a number behind `__post_init__`

@@ -71,18 +71,26 @@ class OnnxSpikeBert(PreTrainedModel):
 
         Returns:
             `logits`, `[B, C]`; with early exit in the graph also `exit_steps`, `[B]`; on request `logits_per_step`,
-            `[T, B, C]`, if the graph has several time steps and no early exit.
+            `[T, B, C]`.
+
+        Raises:
+            ValueError: scores after each step are asked for, and the graph exits early.
         """
+        names = [tensor.name for tensor in self.session.get_outputs()]
+        if output_logits_per_step and "exit_steps" in names:
+            raise ValueError(
+                "The graph exits early and has no scores after each step. Export it without exit_threshold."
+            )
         ones = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         given = {"input_ids": input_ids, "attention_mask": ones, "token_type_ids": types}
         feed = {tensor.name: given[tensor.name].long().numpy() for tensor in self.session.get_inputs()}
-        names = [tensor.name for tensor in self.session.get_outputs()]
         outputs = dict(zip(names, map(torch.from_numpy, self.session.run(names, feed)), strict=True))
         return SpikeBertSequenceClassifierOutput(
             logits=outputs["logits"],
             exit_steps=outputs.get("exit_steps"),
-            logits_per_step=outputs.get("logits_per_step") if output_logits_per_step else None,
+            # A graph of one time step has the scores once.
+            logits_per_step=outputs.get("logits_per_step", outputs["logits"][None]) if output_logits_per_step else None,
         )
 
 

@@ -141,12 +141,10 @@ def logits_per_step(
     model: PreTrainedModel, batch: Mapping[str, Any], num_time_steps: int | None = None
 ) -> Tensor | None:
     """Class scores `[T, B, C]` after 1, 2, ... `T` time steps, from one pass; None if there is no classifier."""
-    options: dict[str, Any] = {"num_time_steps": num_time_steps, "return_dict": True}
-    if classifies := hasattr(model, "scores"):
-        options["output_logits_per_step"] = True
+    options = {"num_time_steps": num_time_steps, "output_logits_per_step": True, "return_dict": True}
     with eval_mode(model), torch.no_grad():
         outputs = model(**model_arguments(model, batch), **options)
-    return outputs.logits_per_step.float().cpu() if classifies else None
+    return outputs.logits_per_step.float().cpu() if hasattr(model, "scores") else None
 
 
 @dataclass(frozen=True)
