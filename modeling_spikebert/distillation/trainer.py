@@ -196,13 +196,9 @@ class DistillationTrainer(ResumableTrainer):
             )
         if weights.get("logits"):
             assert targets.logits is not None
-            per_step = outputs.get("logits_per_step")
+            scores = outputs.get("logits_per_step", outputs["logits"][None])  # [T or 1, B, C]
             options = (targets.logits, self.args.temperature, self.student.config.problem_type)
-            losses["logits"] = (
-                logit_loss(outputs["logits"], *options)
-                if per_step is None
-                else torch.stack([logit_loss(logits, *options) for logits in per_step]).mean(0)
-            )
+            losses["logits"] = torch.stack([logit_loss(logits, *options) for logits in scores]).mean(0)
         if weights["firing_rate"]:
             losses["firing_rate"] = firing_rate_loss(outputs["firing_rates"], self.args.target_firing_rate)
         return losses

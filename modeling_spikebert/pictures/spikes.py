@@ -110,9 +110,10 @@ def spikes_of(
     words, word_of_token = _words(encoded, tokenizer, text)
     if not words:
         raise ValueError(f"There is no word in {text!r}. Write at least one.")
+    base: Any = model.base_model
     spikes: list[dict[str, Tensor]] = []
     with ExitStack() as stack:
-        for block in _base(model).encoder.layer:
+        for block in base.encoder.layer:
             spikes.append({})
             for name, module in block.named_modules():
                 if name.endswith("_neuron") and hasattr(module, "neurons"):
@@ -202,10 +203,6 @@ def accuracies_of(
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], config: Any) -> BatchEncoding:
     max_length = min(MAX_LENGTH, config.max_position_embeddings)
     return tokenizer(list(texts), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-
-
-def _base(model: PreTrainedModel) -> Any:
-    return model.base_model
 
 
 def _keep(spikes: dict[str, Tensor], name: str) -> Any:
