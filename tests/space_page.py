@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 SPACE = Path(__file__).parent.parent / "examples" / "space"
 FLAGS = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run"]
@@ -60,11 +60,17 @@ def chromium() -> Iterator[Page]:
         browser.close()
 
 
+def picture_of(page: Page) -> Locator:
+    """The raster. It appears after the class and the energy, and the page has other images: those of its footer."""
+    return page.get_by_alt_text("plot visualising")
+
+
 def take_picture(file: Path) -> None:
     """Of the first sentence, in 256 colours: less than half of the bytes."""
     with running_app(SPACE) as address, chromium() as page:
         page.goto(address)
         page.get_by_text("SpikeBERT, 1 time step").wait_for()
+        picture_of(page).wait_for()
         page.wait_for_load_state("networkidle")
         picture = Image.open(BytesIO(page.screenshot()))
     picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)

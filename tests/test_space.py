@@ -84,8 +84,10 @@ def push(hub: LocalHub, home: Path) -> None:
 
 @needs_chromium
 def test_pushed_space_classifies_a_sentence_in_a_browser(tmp_path):
-    from space_page import chromium, running_app
+    from playwright.sync_api import expect
+    from space_page import WAIT, chromium, picture_of, running_app
 
+    expect.set_options(timeout=WAIT)
     model = SpikeBertForSequenceClassification.from_pretrained(CHECKPOINT).eval()
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
 
@@ -114,14 +116,16 @@ def test_pushed_space_classifies_a_sentence_in_a_browser(tmp_path):
                 steps = "1 time step" if num_time_steps == 1 else f"{num_time_steps} time steps"
                 label, score, energy = expected(text, num_time_steps)
                 bars = page.locator(".energy .bars").filter(has_text=f"SpikeBERT, {steps}{energy}")
-                bars.wait_for()
-                assert page.locator(".class h2").inner_text() == label
-                assert page.locator(".class .bars").inner_text().split("\n")[:2] == [label, score]
+                # Each part of the page changes in its own time.
+                expect(bars).to_be_visible()
+                expect(page.locator(".class h2")).to_have_text(label)
+                expect(page.locator(".class .bars b").nth(0)).to_have_text(label)
+                expect(page.locator(".class .bars b").nth(1)).to_have_text(score)
 
             shows("A wonderful film, funny and moving.", 1)  # that it opens with
-            picture = page.get_by_role("img").first
+            picture = picture_of(page)
             first = picture.get_attribute("src")
-            assert picture.evaluate("image => image.naturalWidth") > 1000
+            assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 1000
 
             box, button = page.get_by_role("textbox", name="Sentence"), page.get_by_role("button", name="Classify")
             sentence = "It is <b>dull</b>, and so loud that I left early."
@@ -130,7 +134,7 @@ def test_pushed_space_classifies_a_sentence_in_a_browser(tmp_path):
             shows(sentence, 1)
             page.get_by_role("slider").fill("4")
             shows(sentence, 4)
-            assert picture.get_attribute("src") != first
+            expect(picture).not_to_have_attribute("src", first)
             page.get_by_role("button", name="The plot is thin").click()
             shows("The plot is thin and the jokes are old.", 4)
 
