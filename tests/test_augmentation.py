@@ -647,6 +647,37 @@ def test_ctrl_c_is_one_line_with_several_processes(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]
 
 
+def test_ctrl_c_during_a_fork_comes_behind_it_and_ends_one_process():
+    """Hooks that are registered first run inside those of the command."""
+    script = """
+import os, signal, time
+from modeling_spikebert.commands.augment import keep_children_quiet
+
+MOMENTS = ("before", "after_in_parent", "after_in_child")
+
+
+def press(moment):
+    if moment == now:
+        os.killpg(0, signal.SIGINT)
+
+
+os.register_at_fork(**{moment: lambda moment=moment: press(moment) for moment in MOMENTS})
+keep_children_quiet()
+for now in MOMENTS:
+    try:
+        if os.fork() == 0:
+            time.sleep(0.5)
+            os._exit(7)
+        while True:
+            time.sleep(0.01)
+    except KeyboardInterrupt:
+        print(now, os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=50, start_new_session=True)
+    assert (result.stdout, result.stderr) == ("before 7\nafter_in_parent 7\nafter_in_child 7\n", "")
+
+
 def test_the_command_leaves_nothing_on_a_full_disk(tmp_path):
     words = Random(0)
     rows = [(" ".join(f"{words.random():.9f}" for _ in range(20)), i % 2) for i in range(200)]

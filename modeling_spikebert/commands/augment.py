@@ -6,8 +6,10 @@ import argparse
 import os
 import signal
 from collections import Counter
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from types import FrameType
 
 from datasets import ClassLabel, Dataset
 
@@ -22,22 +24,29 @@ from ..hub.fetching import reach_hub
 from .options.augment import AugmentArguments
 
 SHUFFLE_BUFFER_SIZE = 10_000  # texts from which the next one is drawn
+DELAY = 0.1  # seconds, longer than a fork
 
 
 def keep_children_quiet() -> None:
-    """On Ctrl-C this process ends the others, which need not say anything, not even while they are forked."""
+    """On Ctrl-C this process ends the others, which need not say anything, not even while they are forked.
 
-    def hold() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    Python swallows what is raised during a fork: an interrupt that comes then is raised a moment later.
+    """
+    forking: list[bool] = []
 
-    def go_on() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not forking:
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, DELAY)  # SIGALRM, which comes here too
 
     def ignore() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        go_on()
+        for number in (signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
 
-    os.register_at_fork(before=hold, after_in_parent=go_on, after_in_child=ignore)
+    for number in (signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, interrupt)
+    # Neither is a Python function, in which an interrupt could be raised before or after it did its work.
+    os.register_at_fork(before=partial(forking.append, True), after_in_parent=forking.clear, after_in_child=ignore)
 
 
 def run(options: argparse.Namespace) -> Dataset:
