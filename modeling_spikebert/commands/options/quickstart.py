@@ -47,7 +47,10 @@ class QuickstartArguments:
     general_steps: int = field(default=100, metadata={"help": "Optimiser steps of stage 1."})
     task_steps: int = field(default=200, metadata={"help": "Optimiser steps of stage 2."})
     teacher_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the teacher."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of the students. Published: 5e-4."})
+    learning_rate: float = field(
+        default=2e-3,
+        metadata={"help": "Learning rate of the students, for few steps of few sentences. Published: 5e-4."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights and of the order of sentences."})
 
     def __post_init__(self) -> None:
