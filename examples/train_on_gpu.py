@@ -51,6 +51,7 @@ from one_bit_bert import dense_twin
 from rate_twin import rate_twin
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -71,6 +72,8 @@ from modeling_spikebert.distillation.losses import embedding_loss, hidden_state_
 from modeling_spikebert.distillation.projections import FeatureProjections
 from modeling_spikebert.distillation.teachers import Teacher
 from modeling_spikebert.distillation.trainer import time_steps_up_to
+from modeling_spikebert.int8_spikebert import round_rows
+from modeling_spikebert.modeling_spikebert import SpikeLinear
 from modeling_spikebert.teacher_spikebert import copy_embeddings, embedding_tables, first_position_of, inherited_fields
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,6 +112,13 @@ class Arguments:
     mixed_time_steps: bool = field(
         default=False, metadata={"help": "Train it for 1, 2, 4, ... up to --num-time-steps, drawn for each batch."}
     )
+    int8_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "Stage 2 rounds weights as int8 files do (`release.py`, `spikebert export`), which then hold "
+            "the very student that was measured."
+        },
+    )
     student: str | None = field(
         default=None,
         metadata={
@@ -133,6 +143,8 @@ class Arguments:
             raise ValueError(f"--form must be one of {', '.join(FORMS)}, got {self.form}.")
         if self.form in TWINS and self.num_time_steps != 1:
             raise ValueError(f"--form {self.form} has one time step. Leave out --num-time-steps {self.num_time_steps}.")
+        if self.form in TWINS and self.int8_weights:
+            raise ValueError(f"--form {self.form} has no int8 file. Leave out --int8-weights.")
         if not 0 <= self.text_share <= 1:
             raise ValueError(f"--text-share must be from 0 to 1, got {self.text_share}.")
         if self.train_copies < 1:
@@ -188,6 +200,8 @@ def main(args: Arguments) -> None:
     ):
         if stage == "stage 1" and args.student is not None:
             continue
+        if stage == "stage 2" and args.int8_weights:
+            round_weights(student)
         losses_of = distillation_losses(student, projections, model, stage == "stage 2", args.mixed_time_steps)
         most = student.config.num_time_steps
         drawn = time_steps_up_to(most) if args.mixed_time_steps else [most]
@@ -196,6 +210,7 @@ def main(args: Arguments) -> None:
             student.save_pretrained(folder / "stage1")
             save_file(projections.state_dict(), folder / "stage1" / PROJECTIONS_NAME)
             tokenizer.save_pretrained(folder / "stage1")
+    keep_rounded(student)
 
     # What it is worth, in float32
     outputs = outputs_of(student, validation, output_firing_rates=True)
@@ -398,6 +413,27 @@ def start_narrower(
         embeddings.position_embeddings.weight.copy_(positions.weight[first_position_of(positions) :] @ basis)
     if types is not None and embeddings.token_type_embeddings is not None:
         embeddings.token_type_embeddings.weight.copy_(types.weight @ basis)
+
+
+class Int8Weights(nn.Module):
+    """A weight `[M, K]` as it comes out of an int8 file; gradients pass straight through."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        rounded, scale = round_rows(weight)
+        return weight + (rounded * scale.unsqueeze(1) - weight).detach()
+
+
+def round_weights(student: SpikeBertForSequenceClassification) -> None:
+    """Those that an int8 file rounds, in each forward pass from now on."""
+    linears = [module for module in student.spikebert.encoder.modules() if isinstance(module, SpikeLinear)]
+    for module in (student.get_input_embeddings(), *linears):
+        parametrize.register_parametrization(module, "weight", Int8Weights())
+
+
+def keep_rounded(student: SpikeBertForSequenceClassification) -> None:
+    """Ends `round_weights`, with the weights rounded."""
+    for module in [module for module in student.modules() if parametrize.is_parametrized(module)]:
+        parametrize.remove_parametrizations(module, "weight")
 
 
 # Training

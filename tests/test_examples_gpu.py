@@ -118,7 +118,7 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
 
     # It goes on with several time steps
     more = {"teacher": tmp_path / "first" / "teacher", "student": folder, "num-time-steps": 4, "stage2-steps": 8}
-    third = train(monkeypatch, data, tmp_path / "third", **more, mixed_time_steps=True)
+    third = train(monkeypatch, data, tmp_path / "third", **more, mixed_time_steps=True, int8_weights=True)
     assert third["losses"].keys() == {"stage 2"}
     assert json.loads((tmp_path / "third" / "student" / "config.json").read_text())["num_time_steps"] == 4
 
@@ -127,7 +127,10 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
     release |= {"teacher": tmp_path / "first" / "teacher", "validation-file": data["numbered"], "max-length": 32}
     monkeypatch.setattr(sys, "argv", ["release.py", *flags(**release)])
     runpy.run_path(str(EXAMPLES / "release.py"), run_name="__main__")
-    assert SpikeBertForSequenceClassification.from_pretrained(tmp_path / "release").config.num_time_steps == 1
+    given_away = SpikeBertForSequenceClassification.from_pretrained(tmp_path / "release")
+    assert given_away.config.num_time_steps == 1
+    measured = SpikeBertForSequenceClassification.from_pretrained(tmp_path / "third" / "student")
+    torch.testing.assert_close(given_away.state_dict(), measured.state_dict(), rtol=1e-5, atol=0)
     card = (tmp_path / "release" / "README.md").read_text()
     assert "- command: `python examples/train_on_gpu.py --teacher teacher" in card
     assert re.search(r"^\| \d+ \| \d+ \| 1 \| ", card, re.MULTILINE)  # layers, width, time steps
@@ -155,6 +158,7 @@ def test_other_forms_and_other_shares_of_text(data, tmp_path, monkeypatch, capsy
     [
         ({"form": "dense"}, "--form must be one of membrane, published, neuromorphic, one-bit, rate, got dense"),
         ({"form": "one-bit", "num-time-steps": 4}, "--form one-bit has one time step"),
+        ({"form": "rate", "int8-weights": True}, "--form rate has no int8 file"),
         ({"text-share": 2}, r"--text-share must be from 0 to 1, got 2\.0"),
         ({"train-copies": 0}, "--train-copies must be at least 1, got 0"),
     ],
@@ -177,3 +181,31 @@ def test_the_first_of_several_time_steps_computes_what_the_only_one_did(variant)
     ids = torch.randint(0, 40, (3, 7))
     torch.testing.assert_close(more(ids, num_time_steps=1).logits, student(ids).logits)
     assert not torch.equal(more(ids).logits, student(ids).logits)
+
+
+@pytest.mark.parametrize("variant", ["membrane", "neuromorphic"])
+def test_rounded_weights_are_those_of_an_int8_file_and_learn(tmp_path, variant):
+    example = runpy.run_path(SCRIPT)
+    torch.manual_seed(0)
+    config = SpikeBertConfig(
+        vocab_size=40, hidden_size=16, num_attention_heads=2, intermediate_size=32, variant=variant
+    )
+    student = SpikeBertForSequenceClassification(config).eval()
+    make_neurons_fire(student)
+    student.save_pretrained(tmp_path)
+    int8 = {"quant_method": "spikebert_int8", "dequantize": True}
+    plain = SpikeBertForSequenceClassification.from_pretrained(tmp_path, quantization_config=int8).train()
+    ids, labels = torch.randint(0, 40, (3, 7)), torch.tensor([0, 1, 1])
+
+    example["round_weights"](student.train())
+    losses = [model(ids, labels=labels).loss for model in (student, plain)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(*losses)
+    learned = {name.replace("parametrizations.weight.original", "weight"): x for name, x in student.named_parameters()}
+    for name, weight in plain.named_parameters():  # the very gradients, though these weights are not rounded
+        torch.testing.assert_close(learned[name].grad, weight.grad, msg=name)
+    assert any(not torch.equal(learned[name], weight) for name, weight in plain.named_parameters())
+
+    example["keep_rounded"](student)
+    torch.testing.assert_close(student.state_dict(), plain.state_dict(), rtol=1e-6, atol=0)
