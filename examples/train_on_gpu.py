@@ -465,7 +465,7 @@ def distillation_losses(
     def losses_of(ids: Tensor, mask: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
         inputs = {"input_ids": ids, "attention_mask": mask}
         targets = taught(inputs)
-        with autocast():
+        with autocast(), parametrize.cached():  # a weight is rounded once, however often it is read
             outputs = student.spikebert(**inputs, output_hidden_states=True, num_time_steps=steps)
             embeddings, *states = projections(outputs.hidden_states[1:], student.get_input_embeddings()(ids))
             losses = {

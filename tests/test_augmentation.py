@@ -7,10 +7,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from random import Random
 
+import multiprocess
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
@@ -21,6 +23,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
 
 from modeling_spikebert.commands import main
+from modeling_spikebert.commands.augment import ending_children
 from modeling_spikebert.data import augmentation, load_labelled
 from modeling_spikebert.data.augmentation import (
     NUM_CANDIDATES,
@@ -650,32 +653,60 @@ def test_ctrl_c_is_one_line_with_several_processes(tmp_path):
 def test_ctrl_c_during_a_fork_comes_behind_it_and_ends_one_process():
     """Hooks that are registered first run inside those of the command."""
     script = """
-import os, signal, time
+import ctypes, functools, os, signal, time
 from modeling_spikebert.commands.augment import keep_children_quiet
 
-MOMENTS = ("before", "after_in_parent", "after_in_child")
+HOOKS = ("before", "after_in_parent", "after_in_child")
 
 
-def press(moment):
-    if moment == now:
+def press(hook):
+    if hook == now:
         os.killpg(0, signal.SIGINT)
 
 
-os.register_at_fork(**{moment: lambda moment=moment: press(moment) for moment in MOMENTS})
+os.register_at_fork(**{hook: functools.partial(press, hook) for hook in HOOKS})
+last = ctypes.c_int(0)  # this signal, or none, where no Python function follows that could see it
+os.register_at_fork(after_in_parent=functools.partial(getattr(ctypes.CDLL(None), "raise"), last))
 keep_children_quiet()
-for now in MOMENTS:
+for now in (*HOOKS, "last"):
+    last.value = signal.SIGINT if now == "last" else 0
+    child = None
     try:
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
             time.sleep(0.5)
             os._exit(7)
         while True:
             time.sleep(0.01)
     except KeyboardInterrupt:
-        print(now, os.waitstatus_to_exitcode(os.wait()[1]))
+        print(now, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=50, start_new_session=True)
-    assert (result.stdout, result.stderr) == ("before 7\nafter_in_parent 7\nafter_in_child 7\n", "")
+    # From Python 3.12 on it says that a fork beside threads is a risk.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, start_new_session=True)
+    assert (result.stdout, result.stderr) == ("before 7\nafter_in_parent 7\nafter_in_child 7\nlast 7\n", "")
+
+
+def test_no_child_outlives_the_command():
+    child = multiprocess.get_context("spawn").Process(target=time.sleep, args=(100,))
+    with ending_children():
+        child.start()
+    child.join(50)
+    assert child.exitcode == -signal.SIGTERM
+
+
+def test_ctrl_c_stays_ignored_where_it_was():
+    script = """
+import signal
+from modeling_spikebert.commands.augment import keep_children_quiet
+
+keep_children_quiet()
+signal.raise_signal(signal.SIGINT)
+print("goes on")
+"""
+    command = ["bash", "-c", "trap '' INT; exec \"$@\"", "bash", sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (result.stdout, result.stderr) == ("goes on\n", "")
 
 
 def test_the_command_leaves_nothing_on_a_full_disk(tmp_path):

@@ -5,12 +5,16 @@ The teacher labels them."""
 import argparse
 import os
 import signal
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import FrameType
 
+import multiprocess
 from datasets import ClassLabel, Dataset
 
 from ..console.loudness import set_loudness
@@ -24,20 +28,25 @@ from ..hub.fetching import reach_hub
 from .options.augment import AugmentArguments
 
 SHUFFLE_BUFFER_SIZE = 10_000  # texts from which the next one is drawn
-DELAY = 0.1  # seconds, longer than a fork
+DELAY = 0.1  # seconds from Ctrl-C to its end
 
 
 def keep_children_quiet() -> None:
     """On Ctrl-C this process ends the others, which need not say anything, not even while they are forked.
 
-    Python swallows what is raised during a fork: an interrupt that comes then is raised a moment later.
+    Ctrl-C is raised a moment later, as SIGALRM: Python swallows what is raised in a hook of a fork, and forgets a child
+    at once if it is raised right behind it.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return  # whose program has the handlers
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # Ctrl-C is ignored, as behind `&` in a script, or handled before
     forking: list[bool] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if not forking:
+        if number == signal.SIGALRM and not forking:
             raise KeyboardInterrupt
-        signal.setitimer(signal.ITIMER_REAL, DELAY)  # SIGALRM, which comes here too
+        signal.setitimer(signal.ITIMER_REAL, DELAY)
 
     def ignore() -> None:
         for number in (signal.SIGINT, signal.SIGALRM):
@@ -46,7 +55,17 @@ def keep_children_quiet() -> None:
     for number in (signal.SIGINT, signal.SIGALRM):
         signal.signal(number, interrupt)
     # Neither is a Python function, in which an interrupt could be raised before or after it did its work.
-    os.register_at_fork(before=partial(forking.append, True), after_in_parent=forking.clear, after_in_child=ignore)
+    os.register_at_fork(before=partial(forking.append, True), after_in_parent=forking.pop, after_in_child=ignore)
+
+
+@contextmanager
+def ending_children() -> Iterator[None]:
+    """Ends those that `Dataset.map` left: interrupted, it can forget one, for which Python would wait forever."""
+    try:
+        yield
+    finally:
+        for child in multiprocess.active_children():
+            child.terminate()
 
 
 def run(options: argparse.Namespace) -> Dataset:
@@ -62,7 +81,8 @@ def run(options: argparse.Namespace) -> Dataset:
     reach_hub(args.masked_lm)
     masked_lm = None if args.masked_lm is None else MaskedLanguageModel(args.masked_lm)
     sentences = None if args.sentences_file is None else _draw_sentences(args.sentences_file, args, settings)
-    table, dropped = augment(train, settings, args.num_proc, masked_lm, validation, sentences)
+    with ending_children():
+        table, dropped = augment(train, settings, args.num_proc, masked_lm, validation, sentences)
 
     _write(table, Path(args.output_file))
     counts = Counter(table["kind"])
