@@ -25,7 +25,7 @@ Splitting and tokenising the text comes first and takes minutes on the CPU.
     OUTPUT_DIR/teacher   the fine-tuned teacher, a transformers model
     OUTPUT_DIR/stage1    the student between the stages, from which `--student` goes on: with another seed or task
     OUTPUT_DIR/student   the student, its tokenizer, results.json with what was measured and all losses, and run.json,
-                         from which `examples/release.py` makes its card
+                         from which `examples/release.py` makes its card; `--student` goes on from here, too
 """
 
 import copy
@@ -122,8 +122,8 @@ class Arguments:
     student: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of a student that had stage 1 before, such as OUTPUT_DIR/stage1; its sizes and variant "
-            "count, and it takes the time steps."
+            "help": "Folder of a student that had stage 1 before, such as OUTPUT_DIR/stage1 or OUTPUT_DIR/student; its "
+            "sizes and variant count, and it takes the time steps."
         },
     )
     text_share: float = field(default=1.0, metadata={"help": "Part of the sentences of --text that stage 2 takes."})
@@ -207,9 +207,7 @@ def main(args: Arguments) -> None:
         drawn = time_steps_up_to(most) if args.mixed_time_steps else [most]
         losses[stage] = run(stage, [student, projections], losses_of, data.forever(), steps, lr, time_steps=drawn)
         if stage == "stage 1":
-            student.save_pretrained(folder / "stage1")
-            save_file(projections.state_dict(), folder / "stage1" / PROJECTIONS_NAME)
-            tokenizer.save_pretrained(folder / "stage1")
+            save(student, projections, tokenizer, folder / "stage1")
     keep_rounded(student)
 
     # What it is worth, in float32
@@ -225,13 +223,21 @@ def main(args: Arguments) -> None:
         "num_sentences": len(labels),
     }
     print(json.dumps(results, indent=2))
-    student.save_pretrained(folder / "student")
-    tokenizer.save_pretrained(folder / "student")
+    save(student, projections, tokenizer, folder / "student")
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
     results |= {"device": device, "torch": torch.__version__, "arguments": asdict(args), "losses": losses}
     (folder / "student" / "results.json").write_text(json.dumps(results, indent=2))
     record_run(folder / "student", ["python", "examples/train_on_gpu.py", *sys.argv[1:]], args.seed, DEVICE)
     print(f"{folder / 'student'}: the student")
+
+
+def save(
+    student: SpikeBertForSequenceClassification, projections: FeatureProjections, tokenizer: Any, folder: Path
+) -> None:
+    """A complete model, and the projections, from which `--student` goes on."""
+    student.save_pretrained(folder)
+    save_file(projections.state_dict(), folder / PROJECTIONS_NAME)
+    tokenizer.save_pretrained(folder)
 
 
 # Text

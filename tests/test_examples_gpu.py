@@ -109,7 +109,7 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
     assert second["teacher_accuracy"] == results["teacher_accuracy"]
     assert second["losses"]["stage 1"][0]["embeddings"] < 0.05
 
-    # Stage 2 alone, with the projections of stage 1
+    # Stage 2 alone, with the projections that the student had
     example, stage1 = runpy.run_path(SCRIPT), tmp_path / "first" / "stage1"
     alone = {"teacher": str(tmp_path / "first" / "teacher"), "student": str(stage1), "stage2-steps": 8}
     once_more = train(monkeypatch, data, tmp_path / "once more", **alone, seed=7)
@@ -123,6 +123,8 @@ def test_from_a_plain_teacher_and_from_a_fine_tuned_one(data, tmp_path, monkeypa
     more = {"teacher": tmp_path / "first" / "teacher", "student": folder, "num-time-steps": 4, "stage2-steps": 8}
     third = train(monkeypatch, data, tmp_path / "third", **more, mixed_time_steps=True, int8_weights=True)
     assert third["losses"].keys() == {"stage 2"}
+    end, start = (run["losses"]["stage 2"] for run in (results, third))
+    assert start[0]["hidden_states"] < 2 * end[-1]["hidden_states"]  # with new projections five times as much
     assert json.loads((tmp_path / "third" / "student" / "config.json").read_text())["num_time_steps"] == 4
 
     # And is given away, with fewer of them
