@@ -72,8 +72,7 @@ from modeling_spikebert.distillation.losses import embedding_loss, hidden_state_
 from modeling_spikebert.distillation.projections import FeatureProjections
 from modeling_spikebert.distillation.teachers import Teacher
 from modeling_spikebert.distillation.trainer import time_steps_up_to
-from modeling_spikebert.int8_spikebert import round_rows
-from modeling_spikebert.modeling_spikebert import SpikeLinear
+from modeling_spikebert.int8_spikebert import round_rows, rounded_modules
 from modeling_spikebert.teacher_spikebert import copy_embeddings, embedding_tables, first_position_of, inherited_fields
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -431,8 +430,7 @@ class Int8Weights(nn.Module):
 
 def round_weights(student: SpikeBertForSequenceClassification) -> None:
     """Those that an int8 file rounds, in each forward pass from now on."""
-    linears = [module for module in student.spikebert.encoder.modules() if isinstance(module, SpikeLinear)]
-    for module in (student.get_input_embeddings(), *linears):
+    for module in rounded_modules(student):
         parametrize.register_parametrization(module, "weight", Int8Weights())
 
 

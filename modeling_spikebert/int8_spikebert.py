@@ -16,6 +16,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .native_spikebert import state_of
 
 
+def rounded_modules(model: Any) -> list[Any]:
+    """Those whose weights an int8 file rounds: the Linears inside the blocks, and last the word embeddings."""
+    encoder = model.base_model.encoder
+    return [*(module for module in encoder.modules() if hasattr(module, "weight_scale")), model.get_input_embeddings()]
+
+
 def round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """`[M, K]` to int8 of the same shape and scales `[M]`; the largest of a row becomes 127 or -127."""
     weight = weight.detach().float()

@@ -11,7 +11,6 @@ and send, and a float model, which trains, when it is loaded.
 Imported when int8 weights are asked for, and not before: it extends transformers by a method of quantisation.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .int8_spikebert import round_rows
+from .int8_spikebert import round_rows, rounded_modules
 
 QUANT_METHOD = "spikebert_int8"
 
@@ -78,11 +77,9 @@ class SpikeBertInt8Quantizer(HfQuantizer):
             weights[f"{name}.weight"], weights[f"{name}.weight_scale"] = round_rows(module.weight)
         return weights, {}
 
-    def _rounded_modules(self, model: PreTrainedModel) -> Iterator[Any]:
-        base: Any = model.base_model
-        yield from (module for module in base.encoder.modules() if hasattr(module, "weight_scale"))
-        if self.quantization_config.dequantize:
-            yield model.get_input_embeddings()
+    def _rounded_modules(self, model: PreTrainedModel) -> list[Any]:
+        *linears, words = rounded_modules(model)
+        return [*linears, words] if self.quantization_config.dequantize else linears
 
     def is_serializable(self) -> bool:
         return True

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 SPACE = Path(__file__).parent.parent / "examples" / "space"
 FLAGS = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run"]
@@ -56,6 +56,7 @@ def chromium() -> Iterator[Page]:
         )
         page = browser.new_page(viewport=SIZE)
         page.set_default_timeout(WAIT)
+        expect.set_options(timeout=WAIT)
         yield page
         browser.close()
 

@@ -85,9 +85,8 @@ def push(hub: LocalHub, home: Path) -> None:
 @needs_chromium
 def test_pushed_space_classifies_a_sentence_in_a_browser(tmp_path):
     from playwright.sync_api import expect
-    from space_page import WAIT, chromium, picture_of, running_app
+    from space_page import chromium, picture_of, running_app
 
-    expect.set_options(timeout=WAIT)
     model = SpikeBertForSequenceClassification.from_pretrained(CHECKPOINT).eval()
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..int8_spikebert import round_rows
+from ..int8_spikebert import round_rows, rounded_modules
 from ..modeling_spikebert import SpikeBertForSequenceClassification
 from ..runtime.session import open_graph
 from .graph import build
@@ -139,9 +139,9 @@ def with_float_weights(model: PreTrainedModel) -> Any:
 def rounded(model: PreTrainedModel) -> Any:
     """A copy whose float weights are those that int8 files hold."""
     model = with_float_weights(model)
-    for module in (model.get_input_embeddings(), *(m for m in model.modules() if hasattr(m, "weight_scale"))):
-        weight, scale = round_rows(cast(Any, module).weight.detach())
-        cast(Any, module).weight = torch.nn.Parameter(weight * scale.unsqueeze(1), requires_grad=False)
+    for module in rounded_modules(model):
+        weight, scale = round_rows(module.weight.detach())
+        module.weight = torch.nn.Parameter(weight * scale.unsqueeze(1), requires_grad=False)
     return model
 
 
